@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from envs.live.plan.arms import ARMS, RANDOM, RL
+from envs.live.plan.arms import ARMS
 from envs.live.plan.output.plan_file import plans_in, read_facts
 from envs.offers.logs.planned_weeks import PlannedWeek
 from envs.offers.world.catalogue import Catalogue
@@ -25,8 +25,8 @@ def planned_weeks(folder: Path | str, catalogue: Catalogue) -> Iterator[PlannedW
         raise ValueError(f"plans: expected a folder of plans, week=….parquet, got {folder}")
     for path in plans_in(Path(folder)):
         week = read_facts(path)["week"]
-        table = arrow().parquet.read_table(path, columns=["customer", "arm", "offer", "channel", "propensity"])
-        texts = {name: table[name].to_pylist() for name in ("customer", "arm", "offer", "channel")}
+        table = arrow().parquet.read_table(path, columns=["customer", "offer", "channel", "propensity", "arm"])
+        texts = {name: table[name].to_pylist() for name in ("customer", "offer", "channel", "arm")}
         yield PlannedWeek(
             source=str(path),
             week=week,
@@ -34,7 +34,7 @@ def planned_weeks(folder: Path | str, catalogue: Catalogue) -> Iterator[PlannedW
             offer=codes(texts["offer"], catalogue.offers, f"{path}: column 'offer'"),
             channel=codes(texts["channel"], catalogue.channels, f"{path}: column 'channel'"),
             propensity=table["propensity"].to_numpy().astype(np.float64),
-            by_lot=np.isin(texts["arm"], [ARMS[k] for k in (RANDOM, RL)]),
+            arm=indices(texts["arm"], ARMS, f"{path}: column 'arm'"),
         )
 
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from envs.offers.logs.customer_weeks import ARMS
 from envs.offers.populations.base import hash_uniform
 
-ARMS = ("holdout", "random", "bau", "rl")
 HOLDOUT, RANDOM, BAU, RL = range(len(ARMS))
 
 

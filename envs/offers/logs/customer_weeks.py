@@ -6,6 +6,9 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
+ARMS = ("holdout", "random", "bau", "rl")  # of planned weeks: which rule decides for a customer
+DRAWN = (ARMS.index("random"), ARMS.index("rl"))  # the arms that draw lots
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -18,7 +21,9 @@ class Rows:
     propensity: np.ndarray  #: of the decision, NaN where unknown, float64 [R]
     bought: np.ndarray  #: bool [R]
     redeemed: np.ndarray  #: bool [R]
-    margin: np.ndarray  #: money that purchases brought, float64 [R]
+    margin: (
+        np.ndarray
+    )  #: money: of a send's row, what its week's purchases brought; of a purchase, its own, float64 [R]
     unsubscribed: np.ndarray  #: bool [R]
 
     def __len__(self) -> int:
@@ -50,6 +55,7 @@ class CustomerWeeks:
     offer: np.ndarray  #: 0 for nothing, int16 [W, N]
     channel: np.ndarray  #: int16 [W, N]
     propensity: np.ndarray  #: of the decision, NaN where unknown, float64 [W, N]
+    arm: np.ndarray  #: that decided in a planned week, an index into ARMS; −1 where no plan did, int8 [W, N]
     bought: np.ndarray  #: bool [W, N]
     redeemed: np.ndarray  #: bool [W, N]
     margin: np.ndarray  #: money that purchases brought, float64 [W, N]
@@ -67,6 +73,7 @@ class CustomerWeeks:
             offer=np.zeros(shape, dtype=np.int16),
             channel=np.zeros(shape, dtype=np.int16),
             propensity=np.full(shape, np.nan),
+            arm=np.full(shape, -1, dtype=np.int8),
             bought=np.zeros(shape, dtype=bool),
             redeemed=np.zeros(shape, dtype=bool),
             margin=np.zeros(shape),
@@ -114,13 +121,15 @@ def staying(
     left: np.ndarray | None,
     *,
     has_everyone: bool,
+    lists_silence: bool,
 ) -> CustomerWeeks:
     """Return a log, whose first `before` weeks are an older log's, with the weeks in which each customer is in it.
 
     `joined` and `left` are weeks, NaN where unknown, [N]. Where `joined` does not say it, a customer of no older week
-    is there from the first new one or, if new rows list weeks without a send too, from the customer's first row. Unless
-    the files have everyone, who is in no row is not in the log. The older log's last week may have been cut off, so
-    that customers may still join in it. A week in which something happened stays in the log, whatever `left` says.
+    is there from the first new one or, if the files list every week without a send too (`lists_silence`), from the
+    customer's first row. Unless the files have everyone, who is in no row is not in the log. The older log's last week
+    may have been cut off, so that customers may still join in it. A week in which something happened stays in the log,
+    whatever `left` says.
     """
     n, end = len(log.ids), log.weeks - 1
     earliest = max(before - 1, 0)
@@ -129,7 +138,7 @@ def staying(
     first_seen = np.clip(appears, earliest, before)  # the first new week, or the cut-off week where a row is in it
     if joined is not None:
         first = np.maximum(np.where(np.isnan(joined), first_seen, joined), earliest).astype(np.int64)
-    elif (rows.offer == 0).any():
+    elif lists_silence:
         first = np.maximum(appears, earliest)
     else:
         first = first_seen
@@ -167,8 +176,8 @@ def second_of_a_cell(key: np.ndarray) -> tuple[int, int] | None:
 def put_sends(log: CustomerWeeks, rows: Rows) -> None:
     """Put rows, in the order of time, into a log's cells.
 
-    A cell's decision is its first send. Purchases are those of all its rows, opt-outs and redemptions those of
-    `after_the_decision`.
+    A cell's decision is its first send. It has a purchase if one of its rows has one; opt-outs and redemptions are
+    those of `after_the_decision`.
     """
     sent = np.flatnonzero(rows.offer > 0)
     free = sent[log.offer[rows.week[sent], rows.customer[sent]] == 0]
@@ -196,17 +205,29 @@ def after_the_decision(log: CustomerWeeks, rows: Rows) -> Rows:
 
 
 def put_outcomes(log: CustomerWeeks, rows: Rows) -> None:
-    """Add the outcomes of rows to a log's cells."""
+    """Note the outcomes of sends' rows in a log's cells.
+
+    A row's margin is that of its week's purchases: of several rows of a cell, and of what the cell had before, the
+    greatest counts.
+    """
+    bought = rows.take(np.flatnonzero(rows.bought))
+    cell = (bought.week, bought.customer)
+    log.margin[cell] = np.where(log.bought[cell], log.margin[cell], -np.inf)
+    np.maximum.at(log.margin, cell, bought.margin)
     for name in ("bought", "redeemed", "unsubscribed"):
         true = getattr(rows, name)
         getattr(log, name)[rows.week[true], rows.customer[true]] = True
+
+
+def put_purchases(log: CustomerWeeks, rows: Rows) -> None:
+    """Add purchases to a log's cells; the margin of a cell is the sum of its purchases'."""
+    log.bought[rows.week[rows.bought], rows.customer[rows.bought]] = True
     np.add.at(log.margin, (rows.week, rows.customer), rows.margin)
 
 
 def put_later_outcomes(log: CustomerWeeks, rows: Rows) -> None:
-    """Note redemptions and opt-outs of sends that are in the log already, and whose rows a later file has again."""
-    no = np.zeros(len(rows), dtype=bool)
-    put_outcomes(log, after_the_decision(log, replace(rows, bought=no, margin=np.zeros(len(rows)))))
+    """Note what came later of sends that are in the log already, and whose rows a later file has again."""
+    put_outcomes(log, after_the_decision(log, rows))
 
 
 def buy_what_was_redeemed(log: CustomerWeeks) -> int:

@@ -155,7 +155,9 @@ def laid_out_panel(log: LoggedDataset, env, where: str, row: Tensor) -> Panel:
 def margin_of(
     log: LoggedDataset, terms, state: CustomerState, next_state: CustomerState, offer: Tensor, bought: Tensor
 ) -> Tensor:
-    """Compute the margin of a purchase [B] from the logged rewards, whose other terms are known."""
+    """Return the margin of a purchase [B], as logged or from the logged rewards, whose other terms are known."""
+    if "margin" in log.outcomes:  # a shop's log of sends has it
+        return log.outcomes["margin"]
     churned = (next_state.status == CHURNED) & (state.status != CHURNED)
     annoyed = (offer > 0) & (state.fatigue >= terms.fatigue_limit)
     return log.reward + log.cost + terms.churn_cost * churned + terms.fatigue_penalty * annoyed - terms.trips * bought

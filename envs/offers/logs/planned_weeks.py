@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from envs.offers.logs.customer_weeks import CustomerWeeks
+from envs.offers.logs.customer_weeks import DRAWN, CustomerWeeks
 
 
 @dataclass(frozen=True)
@@ -19,9 +19,7 @@ class PlannedWeek:
     offer: np.ndarray  #: 0 for nothing, int64 [M]
     channel: np.ndarray  #: int64 [M]
     propensity: np.ndarray  #: of the decision, given the customer's arm, float64 [M]
-    by_lot: (
-        np.ndarray
-    )  #: whether the arm draws its decisions by lot, as holdout and the shop's own rule don't, bool [M]
+    arm: np.ndarray  #: which rule decided, an index into ARMS, int64 [M]
 
 
 def put_planned(log: CustomerWeeks, planned: PlannedWeek) -> str:
@@ -29,10 +27,14 @@ def put_planned(log: CustomerWeeks, planned: PlannedWeek) -> str:
 
     The log says what was sent. Where that is not what the plan decided (a planned message that was not sent, a message
     that the plan lacks, a customer whom the plan lacks), nobody knows the probability of the decision: its propensity
-    becomes NaN. So does that of a decision without a lot: in such an arm every other action has probability 0, so that
-    no weight could make up for it. A customer's arm is drawn apart from all that happens to the customer; the other
-    arms' customers are therefore like those of all arms. Raises ValueError where the log knows none of the plan's
-    customers.
+    becomes NaN.
+
+    A plan's propensities are those given the customer's arm. The arms that draw lots (`random`, `rl`) each have a random
+    part of the customers, so that their decisions, weighted by these propensities, value a policy on all customers. In
+    an arm that draws none (`holdout`, `bau`) every other action has probability 0, and no weight could make up for it.
+    The probability of its decision before the customer's arm was drawn is unknown, because no plan decides for a
+    customer under several arms: the propensity becomes NaN too. Raises ValueError where the log knows none of the
+    plan's customers.
     """
     place = {name: k for k, name in enumerate(log.ids)}
     row = np.fromiter((place.get(name, -1) for name in planned.customers), np.int64, len(planned.customers))
@@ -41,22 +43,26 @@ def put_planned(log: CustomerWeeks, planned: PlannedWeek) -> str:
         raise ValueError(f"{planned.source}: expected a plan of the log's customers, got ids that the log lacks")
     week = planned.week
     offer = np.full(len(log.ids), -1)
+    arm = np.full(len(log.ids), -1)
     channel, propensity = np.zeros_like(offer), np.full(len(log.ids), np.nan)
     offer[row[known]] = planned.offer[known]
     channel[row[known]] = planned.channel[known]
-    propensity[row[known]] = np.where(planned.by_lot, planned.propensity, np.nan)[known]
+    arm[row[known]] = planned.arm[known]
+    propensity[row[known]] = planned.propensity[known]
 
     sent = log.offer[week] > 0
     is_as_planned = (log.offer[week] == offer) & (~sent | (log.channel[week] == channel)) & log.is_present(week)
-    log.propensity[week] = np.where(is_as_planned, propensity, np.nan)
+    is_drawn = np.isin(arm, DRAWN)
+    log.propensity[week] = np.where(is_as_planned & is_drawn, propensity, np.nan)
+    log.arm[week] = np.where(log.is_present(week), arm, -1)
     sends = int((planned.offer > 0).sum())
     made = int((sent & is_as_planned).sum())
     other = int((sent & ~is_as_planned).sum())
     unknown = int((log.is_present(week) & ~is_as_planned).sum())
-    without_lot = int((is_as_planned & np.isnan(log.propensity[week])).sum())
+    undrawn = int((is_as_planned & ~is_drawn).sum())
     return (
         f"week {week}: {made:,} of {sends:,} planned sends were made, {sends - made:,} were not; {other:,} sends were "
-        f"not planned; {unknown:,} decisions are not the plan's and have no propensity, nor have {without_lot:,} of "
+        f"not planned; {unknown:,} decisions are not the plan's and have no propensity, nor have {undrawn:,} of "
         "the arms holdout and bau, which draw no lot"
     )
 

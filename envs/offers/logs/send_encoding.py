@@ -3,6 +3,11 @@
 What a policy observes of a customer is what it would have observed: features of the customer table by id, which pairs
 the contact rules allowed, and the view's memory of all that the log shows of the customer before the decision. A season
 is the environment's number of weeks; the memory goes on from season to season.
+
+The customer table and the contact rules are those of today, for all weeks of the log.
+
+Profit is money: margin less spend, and `sends.trips` a purchase, which is 0 unless the shop sets it. What one unit of
+spend must bring, `sends.price`, is 1 + λ, λ being the price of money that a policy observes: net is profit − λ · spend.
 """
 
 from __future__ import annotations
@@ -10,13 +15,14 @@ from __future__ import annotations
 import sys
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from envs.offers.logs.customer_weeks import CustomerWeeks
+from envs.offers.constraints.contact_policy import ContactPolicy
+from envs.offers.logs.customer_weeks import ARMS, CustomerWeeks
 from envs.offers.logs.schema import COLUMNS
 from envs.offers.logs.send_log import Calendar, read
 from envs.offers.world.customers import SUBSCRIBED, UNSUBSCRIBED, CustomerState
@@ -62,7 +68,8 @@ def log_chunks(env, path: str, split: str) -> Iterator[LoggedDataset]:
         broken += encoder.broken
     if broken:
         print(
-            f"warning: {path}: {broken:,} sends break env.contact_rules as they are now; they count as possible",
+            f"warning: {path}: {broken:,} sends break env.contact_rules as they are now; they count as possible, and "
+            "where a lasting rule is broken, the weeks without a send of that customer keep their propensity",
             file=sys.stderr,
         )
 
@@ -73,6 +80,7 @@ class Week:
 
     obs: Tensor  #: [N, D]
     action_mask: Tensor  #: bool [N, P]
+    is_forced: Tensor  #: whether nothing could be sent, whatever was drawn, bool [N]
 
 
 class Encoder:
@@ -86,12 +94,33 @@ class Encoder:
         self.sample = env.population.given.sample(self.row, generator)
         self.features = self.sample.features.to(env.world.season)
         self.contact_policy = env.contact_rules.policy(self.sample)
-        self.price = torch.full((len(row),), calendar.price, device=env.device)
+        self.price_of_money = calendar.price - 1.0
+        seen_price = max(
+            self.price_of_money, env.price_range[0]
+        )  # policies know no lower one, and observe its logarithm
+        self.seen_price = torch.full((len(row),), seen_price, device=env.device)
+        self.trip_value = calendar.trips
+        self.policies = ("sends", *ARMS) if (log.arm >= 0).any() else ("sends",)
         self.broken = 0  # sends that the rules do not allow
+        self.earlier_rules = self.without_broken_rules()
 
     def cell(self, name: str, week: int) -> Tensor:
         """Return what the log has of a week, [N]."""
         return torch.from_numpy(self.log.cells((name,))[name][week, self.at]).to(self.device)
+
+    def without_broken_rules(self) -> ContactPolicy:
+        """Return the contact rules without the lasting ones of customers to whom the log shows sends against these.
+
+        Consents and eligibility are known as they are now. Such customers had others at the time of the log, so that in
+        their weeks without a send something may have been possible.
+        """
+        policy, log = self.contact_policy, self.log
+        if policy.static_mask is None:
+            return policy
+        offer, channel = (torch.from_numpy(x[:, self.at]).long().to(self.device) for x in (log.offer, log.channel))
+        customer = torch.arange(len(self.at), device=self.device)
+        breaks = ~policy.static_mask[customer, offer, channel] & (offer > 0)
+        return replace(policy, static_mask=policy.static_mask | breaks.any(0)[:, None, None])
 
     def seasons(self) -> Iterator[LoggedDataset]:
         """Yield the decisions of each season in which a customer is in the log, each customer's in order."""
@@ -125,10 +154,11 @@ class Encoder:
         state = self.state(memory)
         subscribed = codec.subscribed(state, memory)
         options = self.contact_policy(subscribed, list(contacts))
+        possible = self.earlier_rules(subscribed, list(contacts)).action_mask
         features = options.with_caps_left(self.features)
         week_of_season = week % self.env.world.weeks
-        obs = codec.encode(features, state, memory, week_of_season, self.price, self.features.new_zeros(n))
-        return Week(obs.float(), options.action_mask)
+        obs = codec.encode(features, state, memory, week_of_season, self.seen_price, self.features.new_zeros(n))
+        return Week(obs.float(), options.action_mask, possible.sum(1) == 1)
 
     def state(self, memory: Tensor) -> CustomerState:
         """Return the state as far as a shop knows it; a view that hides states reads nothing of it."""
@@ -162,7 +192,6 @@ class Encoder:
         action_mask = here.action_mask.scatter(1, action[:, None], True)
         spend = world.catalogue.spend(seen.offer, seen.channel, seen.redeemed.to(world.season))
         propensity = self.cell("propensity", week)
-        is_forced = action_mask.sum(1) == 1
         last = torch.from_numpy(week == self.log.last[self.at]).to(self.device)
         ends = torch.full_like(present, (week + 1) % world.weeks == 0)
         left = last & (week + 1 < self.log.weeks)
@@ -173,11 +202,13 @@ class Encoder:
             "obs": here.obs,
             "action_mask": action_mask,
             "action": action,
-            "propensity": torch.where(is_forced, 1.0, propensity),
-            "reward": seen.margin.float() + world.reward.trips * seen.bought.float() - spend.float(),
+            "propensity": torch.where(here.is_forced & (action == 0), 1.0, propensity),
+            "policy": self.cell("arm", week).long() + 1,
+            "reward": seen.margin.float() + self.trip_value * seen.bought.float() - spend.float(),
             "cost": spend.float(),
             "trips": seen.bought.float(),
             "redeemed": seen.redeemed.float(),
+            "margin": seen.margin.float(),
             "next_obs": then.obs,
             "next_action_mask": then.action_mask,
             "terminated": ends | left,
@@ -195,15 +226,14 @@ class Encoder:
         return LoggedDataset(
             nvec=self.env.nvec,
             static_dim=self.env.static_dim,
-            policies=("sends",),
+            policies=self.policies,
             names=COLUMNS,
             unit_names=self.ids,
             unit=self.row.repeat_interleave(len(season))[kept],
             episode=whole_zeros + number,
-            policy=whole_zeros,
-            price=zeros + self.price[0],
+            price=zeros + self.price_of_money,
             terminal_value=zeros,
-            outcomes={key: columns.pop(key) for key in COLUMNS.outcomes},
+            outcomes={key: columns.pop(key) for key in (*COLUMNS.outcomes, "margin")},
             alternatives={},
             **columns,
         )

@@ -7,13 +7,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from envs.offers.logs.customer_dates import later_features, weeks_of
 from envs.offers.logs.customer_weeks import (
     CustomerWeeks,
     Rows,
     buy_what_was_redeemed,
     drop_returns_alone,
     put_later_outcomes,
-    put_outcomes,
+    put_purchases,
     put_sends,
     staying,
 )
@@ -21,7 +22,6 @@ from envs.offers.logs.planned_weeks import PlannedWeek, put_planned, put_unplann
 from envs.offers.logs.send_checks import check_not_taken, check_one_a_week, check_stay, check_subscribed
 from envs.offers.logs.send_log import Calendar
 from envs.offers.logs.send_reader import Table, days_of, read_sends, to_rows
-from envs.offers.populations.base import GivenCustomers
 
 MAX_WEEKS = 1040  # of a log: 20 years
 WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
@@ -43,18 +43,20 @@ class Sends:
 
     These parameters name columns (null: the file has none): `customer` (ids of the customer table), `date` (a date, a
     week such as 2026-W05, or a week's number), `offer` and `channel` (empty: nothing was sent; a null channel is the
-    catalogue's only one), `propensity` of the decision, `bought` and `redeemed` (0 or 1), `margin` (money of the week's
-    purchases before discounts) and `unsubscribed` (1 if the customer opted out). `purchases` is a table of its own with
-    `path`, `separator`, `customer`, `date` and `margin`, one row a purchase; with it `bought` and `margin` are not
-    read. A customer's weeks that the file lacks are weeks without a send, of propensity `propensity_of_nothing`.
+    catalogue's only one), `propensity` of the decision, `bought` and `redeemed` (0 or 1), `margin` (money of all the
+    week's purchases before discounts; of several rows of a week the greatest counts) and `unsubscribed` (1 if the
+    customer opted out). `purchases` is a table of its own with `path`, `separator`, `customer`, `date` and `margin`,
+    one row a purchase; with it `bought` and `margin` are not read. A customer's weeks that the file lacks are weeks
+    without a send, of propensity `propensity_of_nothing`.
 
     A customer is in the log from the date in the column `joined` of the customer table, else from their first row where
-    the file lists weeks without a send too, else from the log's first week; and to the date in the column `left`, else
-    to the log's last week. Without a table of purchases, who is in no row is not in the log. Weeks begin on
-    `week_starts`; the log begins with the week of `start`, else with that of the first send, and goes to the week of
-    `until`, up to which the files are complete, or to that of the last send where this is later. `several` sends of a
-    customer in a week are refused, or the first is the week's decision. `price` is the price of money at which policies
-    are valued on the log.
+    the file lists all weeks without a send too (`lists_silence`), else from the log's first week; and to the date in
+    the column `left`, else to the log's last week. Where weeks without a send are listed, or there is no table of
+    purchases, who is in no row is not in the log. Weeks begin on `week_starts`; the log begins with the week of
+    `start`, else with that of the first send, and goes to the week of `until`, up to which the files are complete, or
+    to that of the last send where this is later. `several` sends of a customer in a week are refused, or the first is
+    the week's decision. Policies are valued on the log at `price`, what one unit of spend must bring, and with `trips`,
+    the value of a purchase beside its margin.
     """
 
     def __init__(
@@ -78,15 +80,18 @@ class Sends:
         week_starts: str,
         start: str | int | None,
         until: str | int | None,
+        lists_silence: bool,
         several: str,
         price: float,
+        trips: float,
     ):
         if week_starts not in WEEKDAYS:
             raise ValueError(f"sends.week_starts: expected one of {', '.join(WEEKDAYS)}, got {week_starts}")
         if several not in ("refuse", "first"):
             raise ValueError(f"sends.several: expected refuse or first, got {several}")
         self.weekday = WEEKDAYS.index(week_starts)
-        self.joined, self.left, self.several, self.price = joined, left, several, price
+        self.joined, self.left, self.several, self.lists_silence = joined, left, several, lists_silence
+        self.price, self.trips = price, trips
         self.start, self.until = start, until
         self.propensity_of_nothing = propensity_of_nothing
         self.has_purchases = purchases["path"] is not None
@@ -122,8 +127,8 @@ class Sends:
             raise ValueError("sends: expected the customers that they went to, as env/population=customer_table")
         self.warnings: list[str] = []
         moments = days_of(self.sends)
-        calendar = old[1] if old else Calendar.of(moments, self.start, self.weekday, self.price)
-        calendar = replace(calendar, price=self.price)
+        calendar = old[1] if old else Calendar.of(moments, self.start, self.weekday, self.price, self.trips)
+        calendar = replace(calendar, price=self.price, trips=self.trips)
         moment = self._numbers(self.sends, moments, calendar)
         is_new = moment > calendar.sends_to if old else moment >= calendar.start
         self._count(~is_new, "sends", "are in the log already" if old else "lie before sends.start")
@@ -149,10 +154,19 @@ class Sends:
         if self.several == "refuse":
             check_one_a_week(self.sends, rows, len(ids))
         joined, left = (
-            self._weeks_of(given, name, key, index, calendar) if name else None
+            weeks_of(given, name, key, index, calendar) if name else None
             for key, name in (("joined", self.joined), ("left", self.left))
         )
-        log = staying(log, old[0].weeks if old else 0, rows.take(kept), joined, left, has_everyone=self.has_purchases)
+        log = staying(
+            log,
+            old[0].weeks if old else 0,
+            rows.take(kept),
+            joined,
+            left,
+            has_everyone=self.has_purchases and not self.lists_silence,
+            lists_silence=self.lists_silence,
+        )
+        self.warnings += later_features(given, env.population.feature_names, log, calendar)
         check_stay(self.sends, log, rows, is_new & (customer >= 0))
         if self.several == "refuse":
             check_not_taken(self.sends, log, rows, kept)
@@ -217,18 +231,6 @@ class Sends:
             )
         return found
 
-    @staticmethod
-    def _weeks_of(given: GivenCustomers, name: str, key: str, index: dict[str, int], calendar: Calendar) -> np.ndarray:
-        """Return the weeks of a column of dates of the customer table, [N], NaN where there is none."""
-        if name not in given.dates or not calendar.has_dates:
-            raise ValueError(
-                f"sends.{key}: expected a column of dates of the customer table, and sends with dates, got '{name}'"
-            )
-        days = given.dates[name]
-        weeks = np.full(len(index), np.nan)
-        at = [index[x] for x in given.ids]
-        weeks[at] = np.where(np.isnat(days), np.nan, calendar.week_of(days.astype(np.int64)).astype(float))
-        return weeks
 
     # ── what is not on the sends' rows ──────────────────────────────────────────────────────────────────────────────
     def _put_purchases(
@@ -251,7 +253,7 @@ class Sends:
         absent = fits & ((week < log.first[someone]) | (week > log.last[someone]))
         self._count(absent, "purchases", "lie in weeks in which the customer is not in the log")
         kept = np.flatnonzero(fits & ~absent)
-        put_outcomes(log, Rows.of_purchases(customer[kept], week[kept], table.columns["margin"][kept]))
+        put_purchases(log, Rows.of_purchases(customer[kept], week[kept], table.columns["margin"][kept]))
         taken = moment[week < log.weeks]
         return max(newest, int(taken.max()) if len(taken) else newest)
 

@@ -1,8 +1,9 @@
 """The log that a shop's sends become: a Parquet file, one row a customer and week, under the shop's own ids and names.
 
 Columns: customer; week, from 0, and date, of the week's first day where sends have dates; offer and channel as in the
-catalogue (null: nothing was sent); propensity of the decision (null where unknown); bought, redeemed, unsubscribed
-(true or false); margin, money. No state is among them: what a shop did not see is not in its log.
+catalogue (null: nothing was sent); propensity of the decision (null where unknown); arm that decided in a planned week
+(null: no plan did); bought, redeemed, unsubscribed (true or false); margin, money. No state is among them: what a shop
+did not see is not in its log.
 """
 
 from __future__ import annotations
@@ -13,29 +14,34 @@ from pathlib import Path
 
 import numpy as np
 
-from envs.offers.logs.customer_weeks import CustomerWeeks
+from envs.offers.logs.customer_weeks import ARMS, CustomerWeeks
 from rlcore.offline.file_columns import arrow
 from rlcore.offline.logged_dataset import FIRST_ROW
 from rlcore.runs.checkpoint import atomic
 
 KEY = b"crm_rl.send_log"  # of the file's metadata
-COLUMNS = ("customer", "week", "offer", "channel", "propensity", "bought", "redeemed", "margin", "unsubscribed")
+OUTCOMES = ("bought", "redeemed", "margin", "unsubscribed")
+COLUMNS = ("customer", "week", "offer", "channel", "propensity", "arm", *OUTCOMES)
 DAYS = 7
 EPOCH_WEEKDAY = 3  # 1970-01-01 was a Thursday, Monday being 0
 
 
 @dataclass(frozen=True)
 class Calendar:
-    """When a log begins and ends: days since 1970-01-01 where `has_dates`, else the shop's numbers of weeks."""
+    """When a log begins and ends, and what its money is worth.
+
+    Moments are days since 1970-01-01 where `has_dates`, else the shop's numbers of weeks.
+    """
 
     has_dates: bool
     start: int  #: first day of week 0, or its number
     sends_to: int  #: the last send that the log has
     purchases_to: int | None  #: the last purchase, of a table of purchases
-    price: float  #: of money, at which policies are valued on the log
+    price: float  #: what one unit of spend must bring where policies are valued on the log
+    trips: float  #: value of a purchase beside its margin, money
 
     @classmethod
-    def of(cls, moments: np.ndarray, start: str | int | None, weekday: int, price: float) -> Calendar:
+    def of(cls, moments: np.ndarray, start: str | int | None, weekday: int, price: float, trips: float) -> Calendar:
         """Return the calendar of an empty log that begins with the week of `start`, or else of the first moment.
 
         Weeks begin on `weekday`, 0 for Monday. Raises ValueError where `start` is of another kind than the moments.
@@ -46,7 +52,7 @@ class Calendar:
         first = int(moments.min().astype(np.int64)) if start is None else moment_of(start, has_dates, "sends.start")
         if has_dates:
             first -= (first + EPOCH_WEEKDAY - weekday) % DAYS
-        return cls(has_dates, first, first - 1, None, price)
+        return cls(has_dates, first, first - 1, None, price, trips)
 
     def last_of(self, moments: np.ndarray, until: str | int | None) -> int:
         """Return the last moment of a log that gets sends of `moments` [R] and is complete up to `until`."""
@@ -121,10 +127,8 @@ def write(path: Path | str, log: CustomerWeeks, calendar: Calendar, offers: list
                     "offer": encoded(log.offer[week, who], pa.array(offers, pa.string()), nothing),
                     "channel": encoded(log.channel[week, who], pa.array(channels, pa.string()), nothing),
                     "propensity": pa.array(log.propensity[week, who], from_pandas=True),
-                    "bought": pa.array(log.bought[week, who]),
-                    "redeemed": pa.array(log.redeemed[week, who]),
-                    "margin": pa.array(log.margin[week, who]),
-                    "unsubscribed": pa.array(log.unsubscribed[week, who]),
+                    "arm": encoded(log.arm[week, who].clip(0), pa.array(ARMS), log.arm[week, who] < 0),
+                    **{name: pa.array(x[week, who]) for name, x in log.cells(OUTCOMES).items()},
                 }
                 if calendar.has_dates:
                     first_day = np.datetime64(calendar.start + DAYS * week, "D")
@@ -169,8 +173,9 @@ def read(path: Path | str, offers: list[str], channels: list[str]) -> tuple[Cust
     log.offer[at] = offer
     log.channel[at] = np.where(offer > 0, _codes(path, table, "channel", channels, 0), 0)
     log.propensity[at] = table.column("propensity").to_numpy()
-    for name in ("bought", "redeemed", "margin", "unsubscribed"):
-        log.cells((name,))[name][at] = table.column(name).to_numpy()
+    log.arm[at] = _codes(path, table, "arm", list(ARMS), -1)
+    for name, x in log.cells(OUTCOMES).items():
+        x[at] = table.column(name).to_numpy()
     log.row[at] = np.arange(len(week)) + FIRST_ROW
     return log, calendar
 
@@ -192,7 +197,7 @@ def _codes(path: Path | str, table, name: str, names: list[str], null: int) -> n
     for k in present.tolist():
         text = encoded.dictionary[k].as_py()
         if text not in names:
-            raise ValueError(f"{path}: column '{name}': '{text}' is not in the catalogue, which has {', '.join(names)}")
+            raise ValueError(f"{path}: column '{name}': expected one of {', '.join(names)}, got '{text}'")
         index[k] = names.index(text)
     missing = encoded.indices.is_null().to_numpy(zero_copy_only=False)
     codes = encoded.indices.fill_null(0).to_numpy()

@@ -58,7 +58,7 @@ def log_of(tmp_path, ids, weeks=5, dates=True, **cells):
         for (week, customer), value in values.items():
             log.cells((name,))[name][week, customer] = value
     path = tmp_path / "log.parquet"
-    send_log.write(path, log, Calendar(dates, 20_458 if dates else 0, 20_490, None, 1.0), *names())
+    send_log.write(path, log, Calendar(dates, 20_458 if dates else 0, 20_490, None, 1.0, 0.0), *names())
     return path
 
 

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
+from hydra.utils import instantiate
 
+from configs import composed
 from envs.live.planned_weeks import planned_weeks
-from envs.offers.logs.customer_weeks import CustomerWeeks
+from envs.offers.logs.customer_weeks import ARMS, CustomerWeeks
 from envs.offers.logs.planned_weeks import PlannedWeek, put_planned, put_unplanned
+from rlcore.offline.logged_dataset import LoggedDataset
 
 IDS = ("sent", "nothing", "bounced", "other offer", "other channel", "unplanned", "not in the plan", "gone")
 PLAN = PlannedWeek(
@@ -19,7 +24,7 @@ PLAN = PlannedWeek(
     offer=np.array([1, 2, 0, 1, 2, 2, 0, 0]),
     channel=np.array([0, 1, 0, 0, 1, 1, 0, 0]),
     propensity=np.arange(1, 9) / 10,
-    by_lot=np.ones(8, dtype=bool),
+    arm=np.array([ARMS.index("rl")] * 7 + [ARMS.index("random")]),
 )
 
 
@@ -44,6 +49,48 @@ def test_a_decision_has_the_plans_propensity_only_where_the_plan_decided_it():
         "5 decisions are not the plan's and have no propensity, nor have 0 of the arms holdout and bau, which draw no "
         "lot"
     )
+    assert [ARMS[k] if k >= 0 else None for k in made.arm[1]] == [*["rl"] * 6, None, None]
+    assert (made.arm[[0, 2]] == -1).all()
+
+
+def test_decisions_of_an_arm_that_draws_nothing_have_no_propensity():
+    made = log()
+    arm = np.array([ARMS.index(name) for name in ("rl", "bau", "holdout", "rl", "rl", "rl", "rl", "rl")])
+    said = put_planned(made, replace(PLAN, arm=arm, propensity=np.full(8, 0.25)))
+    np.testing.assert_array_equal(made.propensity[1], [np.nan] * 8)
+    assert [ARMS[k] for k in made.arm[1, :2]] == ["bau", "holdout"]
+    assert said.endswith("nor have 2 of the arms holdout and bau, which draw no lot")
+
+
+def test_a_policy_is_valued_on_planned_weeks_by_the_arms_that_draw():
+    """Half of 6,000 customers are in the arm bau, which sends nothing. Always to send is worth 12."""
+    n = 6000
+    generator = torch.Generator().manual_seed(0)
+    is_bau = torch.rand(n, generator=generator) < 0.5
+    action = torch.where(is_bau, 0, torch.randint(2, (n,), generator=generator))
+    ids = [str(k) for k in range(n)]
+    made = CustomerWeeks.empty(tuple(ids), 1)
+    made.last[:] = 0
+    made.offer[0] = action
+    arm = torch.where(is_bau, ARMS.index("bau"), ARMS.index("rl"))
+    given_arm = torch.where(is_bau, 1.0, 0.5)
+    put_planned(made, PlannedWeek("p", 0, ids, action.numpy(), np.zeros(n, int), given_arm.numpy(), arm.numpy()))
+    feedback = {
+        "n_rounds": n,
+        "n_actions": 2,
+        "context": torch.randn(n, 1, generator=generator).numpy(),
+        "action": action.numpy(),
+        "reward": (10 + 2.0 * action + torch.randn(n, generator=generator)).numpy(),
+        "pscore": made.propensity[0],
+    }
+    log = LoggedDataset.from_obp(feedback)
+    log = replace(log, policies=ARMS, policy=torch.from_numpy(made.arm[0]).long())
+    config = composed("ope/model=linear", "ope.replications=2", name="evaluate").ope
+    found = instantiate(config, _convert_="all")(log, torch.tensor([[0.0, 1.0]]).expand(n, 2))
+    for estimator in ("IPS", "SNIPS", "DR"):
+        assert found.rows[estimator]["net"] == pytest.approx(12, abs=0.25)
+    assert found.diagnostics["decisions"] == int((~is_bau).sum())
+    assert not [x for x in found.warnings if "mean weight" in x]
 
 
 def test_weights_of_the_arms_that_draw_lots_value_a_policy_and_those_of_all_arms_do_not():
@@ -59,7 +106,8 @@ def test_weights_of_the_arms_that_draw_lots_value_a_policy_and_those_of_all_arms
     made.last[:] = 0
     made.offer[0] = action
     chance = np.where(by_lot, 0.5, 1.0)
-    plan = PlannedWeek("week=0.parquet", 0, list(made.ids), action, np.zeros_like(action), chance, by_lot)
+    arm = np.where(by_lot, ARMS.index("rl"), ARMS.index("bau"))
+    plan = PlannedWeek("week=0.parquet", 0, list(made.ids), action, np.zeros_like(action), chance, arm)
     assert "nor have 4 of the arms holdout and bau" in put_planned(made, plan)
     value = action * np.where(keen, 3.0, 1.0)
     assert np.nanmean(action / made.propensity[0] * value) == 2.0
@@ -86,7 +134,7 @@ def test_the_propensities_of_a_week_with_sends_and_without_a_plan_stay_as_the_fi
 
 
 def test_a_plan_of_another_log_is_refused():
-    other = PlannedWeek("week=1.parquet", 1, ["x"], np.array([1]), np.array([0]), np.array([0.5]), np.array([True]))
+    other = PlannedWeek("week=1.parquet", 1, ["x"], np.array([1]), np.array([0]), np.array([0.5]), np.array([3]))
     with pytest.raises(ValueError, match="week=1.parquet: expected a plan of the log's customers"):
         put_planned(log(), other)
 
@@ -100,7 +148,7 @@ def test_plans_are_read_by_the_catalogues_names(tmp_path, make_catalogue):
 
     def write(week, offer):
         rows = {"customer": ["a", "b"], "offer": [offer, ""], "channel": [catalogue.channels[2], ""]}
-        table = pa.table({**rows, "propensity": [0.25, 0.75], "arm": ["random", "bau"]})
+        table = pa.table({**rows, "propensity": [0.25, 0.75], "arm": ["rl", "holdout"]})
         facts = {KEY: json.dumps({"week": week}).encode()}
         pa.parquet.write_table(table.replace_schema_metadata(facts), tmp_path / f"week={week}.parquet")
 
@@ -108,7 +156,8 @@ def test_plans_are_read_by_the_catalogues_names(tmp_path, make_catalogue):
     write(7, catalogue.offers[2])
     (plan,) = planned_weeks(tmp_path, catalogue)
     assert plan.week == 7 and plan.customers == ["a", "b"] and plan.propensity.tolist() == [0.25, 0.75]
-    assert plan.offer.tolist() == [2, 0] and plan.channel.tolist() == [2, 0] and plan.by_lot.tolist() == [True, False]
+    assert [ARMS[k] for k in plan.arm] == ["rl", "holdout"]
+    assert plan.offer.tolist() == [2, 0] and plan.channel.tolist() == [2, 0]
     write(8, "nonsense")
     with pytest.raises(ValueError, match=r"week=8.parquet: column 'offer': expected one of .*, got 'nonsense'"):
         list(planned_weeks(tmp_path, catalogue))

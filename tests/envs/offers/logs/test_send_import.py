@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import datetime as dt
 import random
+from copy import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,10 +16,13 @@ from hydra.utils import instantiate
 
 from configs import composed
 from envs.offers.logs import send_log
+from envs.offers.logs.customer_dates import later_features
 from envs.offers.logs.customer_weeks import (
+    ARMS,
     CustomerWeeks,
     Rows,
     put_later_outcomes,
+    put_purchases,
     put_sends,
     second_of_a_cell,
     staying,
@@ -67,6 +72,14 @@ def weeks_there(row):
     first = max(0, (dt.date.fromisoformat(row["Joined"]) - dt.date(2026, 1, 5)).days // 7)
     last = (dt.date.fromisoformat(row["Left"]) - dt.date(2026, 1, 5)).days // 7 if row["Left"] else 47
     return last - first + 1
+
+
+MAY_BE_SILENT = {"has_everyone": True, "lists_silence": False}
+
+
+def rl_arm(customers):
+    """The arm rl for each customer."""
+    return np.full(len(customers), ARMS.index("rl"))
 
 
 def imported(shop, old=None, **changes):
@@ -233,7 +246,7 @@ def test_decisions_are_what_the_log_and_the_rules_say(shop, tmp_path):
                 spend = cost[row["channel"]] + value[row["offer"]] * float(row["redeemed"])
             margin = bought.get((name, monday))
             assert log.outcomes["trips"][k] == (margin is not None)
-            expected = (margin or 0.0) + env.world.reward.trips * (margin is not None) - spend
+            expected = (margin or 0.0) - spend  # money, and nothing for the purchase itself
             assert log.reward[k].item() == pytest.approx(expected, abs=1e-4)
         assert torch.equal(log.obs[:, : env.static_dim], env.population.features[log.unit].float())
         # one of the pairs that the rules allow, in half of the weeks but in a twelfth, which are gaps
@@ -283,7 +296,7 @@ def test_a_view_of_states_is_refused(shop, tmp_path):
         ValueError, match="no habit, fatigue or expectation: expected env/observation=history or belief"
     ):
         seeing.read_log(str(tmp_path / "log.parquet"), "train")
-    with pytest.raises(ValueError, match="'coffee' is not in the catalogue|'five_off'|'wine_tasting'"):
+    with pytest.raises(ValueError, match="column 'offer': expected one of nothing, tea, got '"):
         send_log.read(tmp_path / "log.parquet", ["nothing", "tea"], ["app"])
 
 
@@ -334,7 +347,7 @@ def test_purchases_on_the_sends_rows_and_weeks_by_number(shop, tmp_path):
     ]  # fmt: skip
     by_number = {"purchases": {**sends.purchases, "path": None}, "joined": None, "left": None}
     changes = {"path": write_rows(tmp_path / "s.csv", made), **by_number}
-    found = imported(shop, **changes)
+    found = imported(shop, **changes, lists_silence=True)
     log, k = found.log, [found.log.ids.index(name) for name in ids]
     assert log.weeks == 12 and log.first[k].tolist() == [0, 3] and log.last[k].tolist() == [11, 11]
     assert (log.last >= log.first).sum() == 2 and not found.warnings
@@ -463,6 +476,121 @@ def test_what_comes_later_of_several_sends_counts_as_if_it_had_come_at_once(chan
     assert nothing.has_equal_cells(CustomerWeeks.empty(("a",), 3))
 
 
+def test_a_purchase_on_a_sends_row_that_comes_later_counts_as_if_it_had_come_at_once():
+    at_once, later = CustomerWeeks.empty(("a",), 3), CustomerWeeks.empty(("a",), 3)
+    whole = one_cell(at_once, bought=[True], redeemed=[True], margin=[20.0])
+    put_sends(at_once, whole)
+    put_sends(later, one_cell(later, bought=[False]))
+    for _ in range(2):  # a third export changes nothing
+        put_later_outcomes(later, whole)
+        assert later.has_equal_cells(at_once) and later.margin[1, 0] == 20.0
+    put_later_outcomes(later, one_cell(later, bought=[True], redeemed=[True], margin=[25.0]))  # the week went on
+    assert later.margin[1, 0] == 25.0
+
+
+@pytest.mark.parametrize("margins", [[12.0, 12.0], [0.0, 12.0], [-3.0, -3.0]])
+def test_the_margin_of_a_week_with_several_rows_is_the_weeks_not_the_rows_together(margins):
+    log = CustomerWeeks.empty(("a",), 3)
+    bought = [x != 0 for x in margins]
+    put_sends(log, one_cell(log, offer=[1, 2], bought=bought, margin=margins))
+    assert log.margin[1, 0] == margins[1] and log.bought[1, 0]
+
+
+def test_purchases_of_a_table_of_their_own_add_up():
+    log = CustomerWeeks.empty(("a",), 3)
+    week = np.array([1, 1, 2])
+    put_purchases(log, Rows.of_purchases(np.zeros(3, dtype=np.int64), week, np.array([5.0, 7.0, -2.0])))
+    assert log.margin[:, 0].tolist() == [0, 12, -2] and log.bought[:, 0].tolist() == [False, True, False]
+
+
+def test_one_row_without_an_offer_changes_nobody_elses_stay(shop, tmp_path):
+    """A message that was suppressed: the customers who were never written to stay in the log."""
+    rows = rows_of(shop[0], "sends")
+    silent = next(k for k, row in enumerate(rows) if row["date"] > "2026-03-01")
+    suppressed = {**rows[silent], "offer": "", "channel": "", "propensity": "0.5", "redeemed": 0, "unsubscribed": 0}
+    path = write_rows(tmp_path / "s.csv", [*rows[:silent], suppressed, *rows[silent + 1 :]])
+    changes = {"joined": None, "left": None}
+    whole, found = imported(shop, **changes), imported(shop, **changes, path=path)
+    np.testing.assert_array_equal(found.log.first, whole.log.first)
+    np.testing.assert_array_equal(found.log.last, whole.log.last)
+    assert (found.log.first == 0).all()
+    listed = imported(shop, **changes, path=path, lists_silence=True).log
+    sent = [name for name in listed.ids if any(row["Customer No"] == name for row in rows)]
+    assert (listed.last >= listed.first).sum() == len(sent) < len(listed.ids)
+
+
+# ── money ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+@pytest.mark.parametrize("trips", [0.0, 0.5])
+@pytest.mark.parametrize("price", [1.0, 3.0])
+def test_at_price_one_net_is_profit_which_is_margin_less_spend(shop, tmp_path, price, trips):
+    """A purchase of 10.00 with a coffee of 1.50 through the app: 8.50; each unit of price more takes 1.50 more."""
+    _, env, sends = shop
+    name = env.population.ids[int(env.population.customers["train"][0])]
+    row = {"Customer No": name, "date": 1, "offer": "coffee", "channel": "app", "propensity": 0.5, "bought": 1,
+           "redeemed": 1, "margin": 10, "unsubscribed": 0}  # fmt: skip
+    found = imported(
+        shop,
+        path=write_rows(tmp_path / "s.csv", [row]),
+        purchases={**sends.purchases, "path": None},
+        joined=None,
+        left=None,
+        price=price,
+        trips=trips,
+    )
+    path = tmp_path / "log.parquet"
+    send_log.write(path, found.log, found.calendar, *names_of(env))
+    decision = env.read_log(str(path), "train")
+    assert len(decision) == 1
+    assert decision.gross_reward.item() == pytest.approx(8.5 + trips)
+    assert decision.net_reward.item() == pytest.approx(10 + trips - price * 1.5)
+    seen = env.decode_price(decision.obs).item()  # a policy observes λ, and knows no lower one than in training
+    assert seen == pytest.approx(max(price - 1, env.price_range[0]), rel=1e-4)
+
+
+# ── a customer table of today ───────────────────────────────────────────────────────────────────────────────────────
+def test_who_was_sent_what_the_rules_forbid_now_could_have_been_sent_something_in_silent_weeks(shop, tmp_path):
+    """All consents are withdrawn after the log: silent weeks keep the propensity with which they were drawn."""
+    _, env, _ = shop
+    found = imported(shop)
+    path = tmp_path / "log.parquet"
+    send_log.write(path, found.log, found.calendar, *names_of(env))
+    before = env.read_log(str(path), "train")
+    columns = [*dict.fromkeys(before.unit[before.action > 0].tolist())]
+    who, quiet = columns[0], next(k for k in before.unit.unique().tolist() if k not in columns)
+    now = copy(env)
+    now.contact_rules = copy(env.contact_rules)
+    policy_of = env.contact_rules.policy
+
+    def forbidding(sample):
+        policy = policy_of(sample)
+        mask = policy.static_mask.clone()
+        mask[torch.isin(sample.row, torch.tensor([who, quiet])), 1:] = False
+        return replace(policy, static_mask=mask)
+
+    now.contact_rules.policy = forbidding
+    after = now.read_log(str(path), "train")
+    its = (after.unit == who) & (after.action == 0)
+    np.testing.assert_array_equal(after.propensity[its], before.propensity[its])
+    assert (after.propensity[its] < 1).any() and (after.action_mask[:][its].sum(1) == 1).all()
+    assert (after.propensity[after.unit == quiet] == 1).all()  # nothing says that this customer could have been sent
+
+
+def test_dates_of_the_customer_table_that_come_after_the_log_began_are_warned_of(shop, tmp_path):
+    _, env, _ = shop
+    found = imported(shop)
+    given = copy(env.population.given)
+    start = np.datetime64("2026-01-05")
+    last_visit = np.full(len(given.ids), start + 3)
+    last_visit[:4] = start + 100
+    given.dates = {"Last Visit": last_visit, "Left": last_visit}
+    (said,) = later_features(given, ["Age", "Last Visit"], found.log, found.calendar)
+    assert said.startswith("column 'Last Visit' of the customer table is a feature, and for ")
+    there = sum(found.log.first[found.log.ids.index(name)] < 14 for name in given.ids[:4])
+    assert f"for {there} customers" in said
+    given.dates = {"Last Visit": np.full(len(given.ids), start)}
+    assert later_features(given, ["Last Visit"], found.log, found.calendar) == []
+
+
 def test_a_listed_week_without_a_propensity_is_warned_of_by_its_row(shop, tmp_path):
     rows = rows_of(shop[0], "sends")
     unsent = {**rows[5], "offer": "", "channel": "", "propensity": "", "redeemed": 0, "unsubscribed": 0}
@@ -478,11 +606,19 @@ def test_who_joins_in_the_week_that_an_export_cut_off_is_there_from_that_week():
     old.last[:] = 2
     log = old.extended(("a", "b", "c"), 5)
     rows = one_cell(log, customer=[1, 2], week=[2, 3], offer=[1, 1])
-    stays = staying(log, 3, rows, None, None, has_everyone=True)
+    stays = staying(log, 3, rows, None, None, **MAY_BE_SILENT)
     assert stays.first.tolist() == [0, 2, 3] and stays.last.tolist() == [4, 4, 4]
     unknown = np.full(3, np.nan)
-    assert staying(log, 3, rows, unknown, None, has_everyone=True).first.tolist() == [0, 2, 3]
-    absent = staying(log.extended(("a", "b", "c", "d"), 5), 3, rows, np.full(4, np.nan), None, has_everyone=False)
+    assert staying(log, 3, rows, unknown, None, **MAY_BE_SILENT).first.tolist() == [0, 2, 3]
+    absent = staying(
+        log.extended(("a", "b", "c", "d"), 5),
+        3,
+        rows,
+        np.full(4, np.nan),
+        None,
+        has_everyone=False,
+        lists_silence=False,
+    )
     assert (absent.last < absent.first)[3]  # in no row, and no table says of purchases that there were none
 
 
@@ -492,7 +628,7 @@ def test_a_date_of_leaving_that_comes_late_takes_no_send_out_of_the_log():
     old.offer[4, 0] = 1
     left = np.array([2.0, 2.0])
     nothing = one_cell(old, customer=[0]).take(slice(0, 0))
-    stays = staying(old.extended(("a", "b"), 8), 6, nothing, None, left, has_everyone=True)
+    stays = staying(old.extended(("a", "b"), 8), 6, nothing, None, left, **MAY_BE_SILENT)
     assert stays.last.tolist() == [4, 2]
 
 
@@ -504,8 +640,7 @@ def test_a_planned_week_has_the_plans_propensities_and_a_second_import_changes_n
     offer, channel = (x[week, there].astype(np.int64) for x in (log.offer, log.channel))
     offer[0] = 3 - offer[0] if offer[0] else 1  # not what was sent
     ids = [log.ids[k] for k in there]
-    chance, by_lot = np.full(len(there), 0.25), np.ones(len(there), dtype=bool)
-    plan = PlannedWeek("week.parquet", week, ids, offer, channel, chance, by_lot)
+    plan = PlannedWeek("week.parquet", week, ids, offer, channel, np.full(len(there), 0.25), rl_arm(there))
     first = instantiate(sends)(env, None, iter([plan]))
     expected = log.propensity.copy()
     expected[week, there] = [np.nan, *[0.25] * (len(there) - 1)]
@@ -522,8 +657,9 @@ def test_a_week_between_plans_that_lacks_one_is_warned_of_and_gets_no_propensity
 
     def plan_of(week):
         offer, channel = (x[week].astype(np.int64) for x in (log.offer, log.channel))
-        chance, by_lot = np.full(len(log.ids), 0.25), np.ones(len(log.ids), dtype=bool)
-        return PlannedWeek(f"week={week}.parquet", week, list(log.ids), offer, channel, chance, by_lot)
+        return PlannedWeek(
+            f"week={week}.parquet", week, list(log.ids), offer, channel, np.full(len(log.ids), 0.25), rl_arm(log.ids)
+        )
 
     plans = [plan_of(week) for week in (*range(skipped), *range(skipped + 1, last + 1))]
     found = instantiate(sends)(env, None, iter(plans))

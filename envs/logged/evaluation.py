@@ -38,13 +38,13 @@ class LogEvaluator:
     def validate(self, algorithm: Algorithm) -> dict[str, float]:
         """Return the net reward of a decision by SNIPS, of the decisions that the policy would have made too.
 
-        Decisions without a propensity are left out; where no decision has one, all count alike. NaN where no decision
-        counts.
+        Decisions without a propensity are left out; where that would leave none, or select decisions by what was
+        done, all count alike. NaN where no decision counts.
         """
         held_out = self.held_out
         log, target, _ = without_unknown_propensities(held_out, self.off_policy.target(algorithm.policy, held_out))
         chosen = target.gather(1, log.action[:, None])[:, 0].double()
-        weight = chosen / torch.where(log.propensity.isnan(), 1.0, log.propensity)
+        weight = chosen if log.propensity.isnan().any() else chosen / log.propensity
         value = estimators.snips(weight, log.net_reward.double())
         numerator, denominator = value.ratios()
         total = denominator.sum().item()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from rlcore.algorithm import Policy
 from rlcore.exploration.rules import greedy
 from rlcore.offline.deduplicated import dense
+from rlcore.offline.file_columns import numbered
 from rlcore.offline.logged_dataset import LoggedDataset, named_rows
 from rlcore.ope import estimators as ope
 from rlcore.ope import intervals
@@ -56,8 +58,9 @@ class OffPolicyEvaluator:
     target is the mode of a policy. `level` is that of the intervals, `replications` the number of bootstrap samples.
     There is a warning where the effective sample size is below a share `min_ess_share` of the episodes, and where the
     mean weight is not about 1. Policies are compared with at most `constant_actions` constant ones
-    (rlcore/ope/alternatives.py). Episodes with an unknown propensity are left out, as long as there are others. An
-    estimator whose weights are greater than numbers can hold is NaN, with a warning.
+    (rlcore/ope/alternatives.py). Episodes with an unknown propensity are left out, unless none would be left, or what
+    was done would decide what is left. An estimator whose weights are greater than numbers can hold is NaN, with a
+    warning.
     """
 
     def __init__(
@@ -102,16 +105,26 @@ class OffPolicyEvaluator:
         probs = torch.cat(tables)
         return greedy(probs, dense(dataset.action_mask)) if self.greedy else probs
 
-    def __call__(self, dataset: LoggedDataset, target: Tensor) -> Evaluation:
-        """Evaluate a target policy's probabilities [N, A]; raise ValueError where the dataset can't value it."""
+    def __call__(
+        self,
+        dataset: LoggedDataset,
+        target: Tensor,
+        *,
+        name_action: Callable[[int], str] = str,
+        obs_names: Sequence[str] = (),
+    ) -> Evaluation:
+        """Evaluate a target policy's probabilities [N, A]; raise ValueError where the dataset can't value it.
+
+        Warnings name actions and observed columns by `name_action` and `obs_names`; empty: as numbered files do.
+        """
         check_allowed(dataset, target)
+        dataset, target, warnings = without_unknown_propensities(dataset, target, name_action)
         support = support_warnings(dataset, target)
-        dataset, target, warnings = without_unknown_propensities(dataset, target)
         generator = torch.Generator(dataset.action.device).manual_seed(self.seed)
         layout = Layout.of(dataset, self.folds, generator)
         dataset = layout.dataset
         episode_rows = layout.episode_rows
-        warnings += far_columns(layout.obs, layout.fold, dataset.static_dim)
+        warnings += far_columns(layout.obs, layout.fold, obs_names or column_numbers(dataset))
         v, q = cross_fit(
             fit=self.model,
             obs=layout.obs,
@@ -251,6 +264,12 @@ class OffPolicyEvaluator:
                 row[f"{kind}_normal"] = [x.item() for x in normal_ends]
                 row[f"{kind}_bernstein"] = [x.item() for x in bernstein_ends]
         return rows
+
+
+def column_numbers(dataset: LoggedDataset) -> list[str]:
+    """Name observed columns as numbered files do."""
+    static = dataset.static_dim
+    return [*numbered("feature", static), *numbered("state", dataset.obs.shape[1] - static)]
 
 
 def is_defined(terms: Terms) -> bool:

@@ -64,7 +64,9 @@ def compare_rules(dataset: LoggedDataset, rules: list[str], level: float) -> Rep
         columns[f"{kind}: from, to"] = partial(format_interval, kind)
     compared = int((weight > 0).sum())
     steps = f"{compared} of {len(weight)} {dataset.names.step}s: those with both rules, each by its number of decisions"
-    said = [verdict(rules, kind, rows[less(rules)]) for kind in (dataset.names.reward, NET)]
+    is_charged = not torch.equal(kinds[NET], kinds[dataset.names.reward])
+    judged = [dataset.names.reward, NET] if is_charged else [dataset.names.reward]
+    said = [verdict(rules, kind, rows[less(rules)]) for kind in judged]
     return Report(
         title=f"what each rule's decisions brought, a decision; {level:.0%} intervals over {dataset.names.unit}s",
         caption="\n".join([*said, *([steps] if len(weight) > 1 else [])]),

@@ -18,7 +18,7 @@ from rlcore.offline.file_columns import numbered
 from rlcore.offline.logged_dataset import LoggedDataset
 from rlcore.ope.alternatives import MODELS, Comparison, best_estimator, compare
 from rlcore.ope.cross_fitting import rows_by_episode
-from rlcore.ope.evaluator import LOGGED, NET, Evaluation, OffPolicyEvaluator, kinds_of
+from rlcore.ope.evaluator import LOGGED, NET, Evaluation, OffPolicyEvaluator, column_numbers, kinds_of
 from rlcore.ope.tables import (
     MODEL_ONLY,
     alternatives_table,
@@ -86,10 +86,11 @@ def evaluate_dataset(
     if limits is not None:
         dataset, clipped = clip_static_columns(dataset, limits, numbered("feature", len(limits[0])))
     target = evaluator.target(algorithm.policy, dataset)
-    evaluation = evaluator(dataset, target)
+    name_action, obs_names = algorithm.env.action_name, list(algorithm.env.obs_names)
+    evaluation = evaluator(dataset, target, name_action=name_action, obs_names=obs_names)
     found = [sentence for sentence in (*warnings, clipped, describe_gaps(dataset)) if sentence]
     evaluation = replace(evaluation, warnings=[*found, *evaluation.warnings])
-    return report(evaluation, evaluator, path, name, algorithm.env.action_name, list(algorithm.env.obs_names))
+    return report(evaluation, evaluator, path, name, name_action, obs_names)
 
 
 def describe_gaps(dataset: LoggedDataset) -> str:
@@ -123,7 +124,7 @@ def report(
     dataset = layout.dataset
     names = dataset.names
     sample = layout.sample
-    net = f"{names.reward} less {names.cost} at the logged prices"
+    net = net_in_words(dataset)
     comparison = compare(evaluator, evaluation, name, name_action)
     columns: dict[str, Callable[[dict[str, Any]], str]] = {}
     for k, kind in enumerate(kinds_of(dataset)):
@@ -155,10 +156,13 @@ def report(
     )
 
 
-def column_numbers(dataset: LoggedDataset) -> list[str]:
-    """Name observed columns as numbered files do."""
-    static = dataset.static_dim
-    return [*numbered("feature", static), *numbered("state", dataset.obs.shape[1] - static)]
+def net_in_words(dataset: LoggedDataset) -> str:
+    """Say what is charged in the net reward: a price that all decisions have is named."""
+    names, prices = dataset.names, torch.unique(dataset.price)
+    if len(prices) > 1:
+        return f"{names.reward} less {names.cost} at the logged prices"
+    price = prices.item()
+    return f"{names.reward} less {price:g} × {names.cost}" if price else names.reward
 
 
 def model_last(rows: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -54,7 +54,7 @@ def diagnostics_table(
             "warning: weighted by their propensities, decisions differ by what was known before: the propensities are "
             "not those that drew the decisions, or some possible actions were never taken"
         )
-    policies = ", ".join(dataset.policies)
+    policies = ", ".join(dataset.policies[k] for k in torch.unique(dataset.policy).tolist())
     return Report(
         title=f"{file_name}: {found['decisions']:,} decisions of {policies}, {layout.units:,} {dataset.names.unit}s",
         caption="\n".join(warnings),

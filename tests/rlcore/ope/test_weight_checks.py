@@ -100,6 +100,71 @@ def test_decisions_without_a_choice_do_not_stand_for_a_log_without_propensities(
     assert len(without_unknown_propensities(known, target)[0]) == 100
 
 
+def half_sent(n: int = 4000) -> tuple[LoggedDataset, torch.Tensor]:
+    """Half of n decisions send, by chance, and the target sends where x > 0; its value is −1, that of the log −.5."""
+    rng = np.random.default_rng(0)
+    x, action = rng.normal(size=(n, 1)), rng.integers(2, size=n)
+    reward = np.where(action == 1, x[:, 0] > 0, np.where(x[:, 0] > 0, 0, -3)) + 0.1 * rng.normal(size=n)
+    feedback = {"n_rounds": n, "n_actions": 2, "context": x, "action": action, "position": None, "reward": reward}
+    log = LoggedDataset.from_obp({**feedback, "pscore": np.full(n, 0.5)})
+    sends = log.obs[:, 0] > 0
+    return log, torch.stack((~sends, sends), 1).float()
+
+
+@pytest.mark.parametrize("known", [0.0, 0.05])
+def test_a_log_of_propensities_of_sends_alone_does_not_select_the_decisions(known):
+    """Half of the decisions send, and hardly any of the others has a propensity: what is left would be sends."""
+    log, target = half_sent()
+    is_unknown = (log.action == 0) & (torch.arange(len(log)) % 100 >= 100 * known)
+    found = evaluator()(replace(log, propensity=log.propensity.masked_fill(is_unknown, math.nan)), target)
+    assert set(found.rows) == {"as logged", "DM"} and found.weights is None
+    assert found.rows["as logged"]["net"] == pytest.approx(-0.5, abs=0.1)
+    assert found.warnings[0].startswith("without the episodes that lack a propensity, decisions would be selected by")
+    nothing = log.action == 0
+    assert f"'0' ({int((nothing & ~is_unknown).sum())} of {int(nothing.sum()):,} left)" in found.warnings[0]
+
+
+def test_propensities_that_are_missing_by_chance_select_nothing():
+    log, target = half_sent()
+    unknown = torch.rand(len(log), generator=torch.Generator().manual_seed(1)) < 0.7
+    found = evaluator()(replace(log, propensity=log.propensity.masked_fill(unknown, math.nan)), target)
+    assert found.diagnostics["decisions"] == int((~unknown).sum())
+    for estimator in ("IPS", "SNIPS", "DR"):
+        assert found.rows[estimator]["net"] == pytest.approx(-1.0, abs=0.15)
+
+
+def test_seasons_without_a_propensity_of_silent_weeks_are_not_reduced_to_seasons_of_sends():
+    """1,000 units of 12 weeks, but for 40 of one week: without silent weeks, sends of the 40 alone would be left."""
+    weeks = torch.where(torch.arange(1000) < 40, 1, 12)
+    log = trial(int(weeks.sum()))
+    step = torch.cat([torch.arange(k) for k in weeks.tolist()])
+    log = replace(log, unit=torch.arange(1000).repeat_interleave(weeks), step=step)
+    log = replace(log, propensity=log.propensity.masked_fill(log.action == 0, math.nan))
+    kept, _, said = without_unknown_propensities(log, always(log, 1), lambda action: ("nothing", "a", "b")[action])
+    assert len(kept) == len(log) and "'nothing' (0 of " in said[0]
+
+
+def test_a_logging_policy_without_propensities_is_left_out_as_a_whole_whatever_it_did():
+    log = trial(2000)
+    rule = torch.arange(2000) % 2
+    action = torch.where(rule == 1, 2, log.action)
+    unknown = replace(log, action=action, policy=rule, policies=("drawn", "ruled"))
+    unknown = replace(unknown, propensity=torch.where(rule == 1, math.nan, 1 / ARMS).double())
+    kept, _, said = without_unknown_propensities(unknown, always(unknown, 1))
+    assert len(kept) == 1000 and said[0].endswith("no propensity; left out: 1,000 of 2,000 decisions")
+
+
+def test_support_is_that_of_the_decisions_that_are_left():
+    """All 20 decisions of an action lack a propensity: too few to tell by what they are selected, but none is left."""
+    log = trial(600)
+    rare = (log.action == 2) & (torch.cumsum(log.action == 2, 0) > 20)
+    log = log[~rare]
+    log = replace(log, propensity=log.propensity.masked_fill(log.action == 2, math.nan))
+    found = evaluator()(log, torch.full((len(log), ARMS), 1 / ARMS))
+    assert found.diagnostics["unsupported"] == pytest.approx(1 / ARMS)
+    assert "33.3% of what the target does is never done in the log" in found.warnings
+
+
 def test_weights_whose_mean_is_not_one_are_said():
     log = trial()
     for propensity, shown in ((0.5, "0.6"), (1e-78, "1e+78|2e+78|3e+7")):
@@ -173,6 +238,8 @@ def test_a_feature_far_from_all_others_is_said():
     obs[5, 1] = 1e38
     found = evaluator()(replace(log, obs=obs), always(log, 1))
     assert found.warnings[0].startswith("'feature_1': 1e+38 is far from the other values (mean 0.0")
+    named = evaluator()(replace(log, obs=obs), always(log, 1), obs_names=["age", "basket"])
+    assert named.warnings[0].startswith("'basket': 1e+38 is far from the other values")
     assert found.warnings[1].startswith("DM, DR, ") and found.warnings[1].endswith("than numbers can hold")
     assert math.isnan(found.rows["DR"]["reward"]) and math.isfinite(found.rows["IPS"]["reward"])
 

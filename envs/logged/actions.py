@@ -27,25 +27,29 @@ def to_text(column: np.ndarray) -> np.ndarray:
 
 
 class ActionNames(NamedTuple):
-    """The choices of each part of an action, and the combinations that a log has."""
+    """The choices of each part of an action, and the combinations that were learned from."""
 
     columns: tuple[str, ...]  #: the column of each part
     choices: tuple[tuple[str, ...], ...]  #: names of each part's choices, the empty name first
-    seen: tuple[int, ...]  #: flat indices of the combinations that the log has, in order
+    seen: tuple[int, ...]  #: flat indices of the combinations that the training side has, in order
 
     @classmethod
-    def fit(cls, columns: Columns, names: list[str], path: str) -> ActionNames:
-        """Take the names from a log; raise ValueError where it has one action alone, or too many."""
+    def fit(cls, columns: Columns, names: list[str], path: str, train: np.ndarray) -> ActionNames:
+        """Take the names from a log, and what is possible from its rows `train`, int64 [T].
+
+        Raises ValueError where these have one action alone, or the log has too many.
+        """
         texts = [to_text(columns[name]) for name in names]
         choices = tuple(tuple(sorted(set(x.tolist()), key=natural)) for x in texts)
         sizes = [len(x) for x in choices]
         if math.prod(sizes) > MAX_COMBINATIONS:
             raise ValueError(f"{path}: env.actions: expected at most {MAX_COMBINATIONS:,} combinations, got {sizes}")
-        if math.prod(sizes) < 2:
-            raise ValueError(f"{path}: env.actions: expected at least 2 actions in {', '.join(names)}")
         whole = cls(tuple(names), choices, ())
         rows = np.arange(len(texts[0]))  # all their names are known, so no row is named
-        return whole._replace(seen=tuple(np.unique(whole.encode(columns, path, rows)).tolist()))
+        seen = tuple(np.unique(whole.encode(columns, path, rows)[train]).tolist())
+        if len(seen) < 2:
+            raise ValueError(f"{path}: env.actions: expected at least 2 actions in {', '.join(names)}")
+        return whole._replace(seen=seen)
 
     @property
     def nvec(self) -> tuple[int, ...]:
@@ -63,14 +67,17 @@ class ActionNames(NamedTuple):
             flat = flat * len(choices) + name_codes(to_text(columns[name]).tolist(), numbered(choices), place)
         return flat
 
-    def mask(self, columns: Columns, allowed: Mapping[str, Mapping[str, str]]) -> np.ndarray:
-        """Return which combinations were possible, bool [R, Πn]: those of the log that the conditions allow.
+    def mask(self, columns: Columns, allowed: Mapping[str, Mapping[str, str]], logged: np.ndarray) -> np.ndarray:
+        """Return which combinations were possible, bool [R, Πn]: those seen and the row's own, where conditions allow.
+
+        `logged` are the rows' own flat actions, int64 [R].
 
         `allowed` has {column: {choice: condition on the row's columns}}. Raises ValueError where one names no choice.
         """
         rows = len(columns[self.columns[0]])
         mask = np.zeros((rows, math.prod(self.nvec)), dtype=bool)
         mask[:, list(self.seen)] = True
+        mask[np.arange(rows), logged] = True
         table = mask.reshape(rows, *self.nvec)
         for name, conditions in allowed.items():
             if name not in self.columns:

@@ -26,8 +26,15 @@ class LogColumns:
     customer_table: dict[str, Any]
     reference_date: str | None
 
+    def in_days(self, columns: Columns) -> Columns:
+        """Return columns whose dates are days before `reference_date`."""
+        return days_before(columns, self.reference_date, "env")
+
     def __call__(self, path: str) -> Columns:
-        """Read a log's columns, with those of its customers; raise ValueError, with the row, where one is broken."""
+        """Read a log's columns, with those of its customers; raise ValueError, with the row, where one is broken.
+
+        Dates are still dates, but for the order of decisions.
+        """
         numbers = [name for key, name in self.roles.items() if key not in ("customer", "week", "rule")]
         texts = [*self.text, *(self.roles[key] for key in ("customer", "rule") if key in self.roles)]
         columns = read_table(
@@ -58,7 +65,7 @@ class LogColumns:
         for name, column in columns.items():
             if is_number(column):
                 refuse(path, name, np.abs(column) > FLOAT32_MAX, "a number that float32 can hold")
-        return days_before(columns, self.reference_date, "env")
+        return columns
 
     def _moments(self, column: np.ndarray, path: str) -> np.ndarray:
         """Return the order of decisions as numbers: weeks as they are, dates as days; refuse what is neither."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from envs.base import VectorEnv
-from envs.logged.actions import ActionNames
+from envs.logged.actions import ActionNames, to_text
 from envs.logged.columns import LogColumns
 from envs.offers.populations.base import hash_uniform
 from envs.offers.populations.feature_transform import FeatureTransform
@@ -31,10 +31,10 @@ class LoggedEnv(VectorEnv):
     stands alone), `rule` (which rule decided), `propensity` and `cost`, which is charged at `price`. All columns but
     these and those in `ignore` are features by their own names; so are those of `customer_table`, a file of its own
     with `path`, `separator` and `id`. Numbers, dates and texts become features as those of a customer table
-    (FeatureTransform), fitted on the training
-    side. Possible is what the training side has, and what the conditions `allowed` {column of an action: {choice:
-    condition}} allow. A hash of the customer, or of the row's number, decides the side; `test_share` is kept from
-    learning. A row without a reward is refused.
+    (FeatureTransform), fitted on the training side. Possible is what the training side has, and what was done, where
+    the conditions `allowed` {column of an action: {choice: condition}} allow it. A hash of the customer, or of all that
+    the row says, decides the side; `test_share` is kept from learning. Without customers all rows of another file are
+    on the test side, but for those that were learned from. A row without a reward is refused.
     """
 
     def __init__(
@@ -104,19 +104,22 @@ class LoggedEnv(VectorEnv):
             raise ValueError("log: expected the path of the log that env=log is about, as in log=log.csv")
         self.transform: FeatureTransform | None = None
         self.obs_dim, self.nvec = 1, (1,)
+        self.hashed: list[str] = []  # columns of a row's hash, where no customer is named
+        self.learned = torch.zeros(0, dtype=torch.float64)  # hashes of the rows that were learned from
         if Path(
             path
         ).is_file():  # else `load_fitted` brings what was fitted to it, or `read_log` says that it is missing
-            columns = self.read(path)
-            train = np.flatnonzero(~self._is_test(columns, len(columns[reward])))
+            raw = self.read(path)
+            columns = self.read.in_days(raw)
             features = self._features(columns)
+            self.hashed = sorted({*self.roles.values(), *self.action_columns, *features})
+            train = np.flatnonzero(self._is_of(raw, "train"))
             if not features:
                 raise ValueError(
                     f"{path}: expected columns of features beside those that env names, got {', '.join(columns)}"
                 )
             transform = FeatureTransform.fit(features, train, min_level_count, clip_margin, path, "env")
-            known = {name: columns[name][train] for name in self.action_columns}
-            self._use(transform, ActionNames.fit(known, self.action_columns, path))
+            self._use(transform, ActionNames.fit(columns, self.action_columns, path, train))
 
     def _use(self, transform: FeatureTransform, action_names: ActionNames) -> None:
         self.transform, self.action_names = transform, action_names
@@ -130,12 +133,25 @@ class LoggedEnv(VectorEnv):
         taken = {*self.roles.values(), *self.action_columns, *self.ignore}
         return {name: column for name, column in columns.items() if name not in taken}
 
-    def _is_test(self, columns: Columns, rows: int) -> np.ndarray:
-        """Tell which rows are kept from learning, bool [R]."""
-        units = columns[self.roles["customer"]].tolist() if "customer" in self.roles else [str(k) for k in range(rows)]
-        distinct = list(dict.fromkeys(units))
-        side = dict(zip(distinct, (hash_uniform(distinct, self.split_salt) < self.test_share).tolist()))
-        return np.array([side[unit] for unit in units])
+    def _is_of(self, raw: Columns, split: str) -> np.ndarray:
+        """Tell which rows of a file are of a side, bool [R]; rows that are to be learned from are noted."""
+        if "customer" in self.roles:
+            units = raw[self.roles["customer"]].tolist()
+            distinct = list(dict.fromkeys(units))
+            side = dict(zip(distinct, (hash_uniform(distinct, self.split_salt) < self.test_share).tolist()))
+            is_test = np.array([side[unit] for unit in units])
+            return is_test if split == "test" else ~is_test
+        found = self._hashes(raw)
+        if split == "test":
+            return ~torch.isin(found, self.learned).numpy()
+        is_train = found >= self.test_share
+        self.learned = torch.cat((self.learned, found[is_train])).unique()
+        return is_train.numpy()
+
+    def _hashes(self, raw: Columns) -> Tensor:
+        """Return a number in [0, 1) for what each row says, [R], whatever the order of rows and columns."""
+        texts = [to_text(raw[name]).tolist() for name in self.hashed if name in raw]
+        return hash_uniform(("\x1f".join(row) for row in zip(*texts)), self.split_salt)
 
     def action_name(self, index: int) -> str:
         """Name the action of a flat index, for tables."""
@@ -146,14 +162,13 @@ class LoggedEnv(VectorEnv):
         self, path: str, split: str, transform: Callable[[LoggedDataset], LoggedDataset] | None = None
     ) -> LoggedDataset:
         """Read the decisions of a side; features, actions and propensities are found by their names."""
-        columns = self.read(path)
+        raw = self.read(path)
         assert self.transform is not None  # fitted by the constructor, which found the file too, or by `load_fitted`
-        rows = len(columns[self.roles["reward"]])
-        is_test = self._is_test(columns, rows)
-        kept = np.flatnonzero(is_test if split == "test" else ~is_test)
+        kept = np.flatnonzero(self._is_of(raw, split))
         if not len(kept):
             raise ValueError(f"{path}: no decision is on the {split} side (env.test_share)")
-        names, unit = self._units(columns, rows)
+        columns = self.read.in_days(raw)
+        names, unit = self._units(columns, len(columns[self.roles["reward"]]))
         columns = {name: column[kept] for name, column in columns.items()}
         features = self.transform(self._features(columns), path)
         clipped = self.transform.describe_clipped(self._features(columns))
@@ -181,12 +196,11 @@ class LoggedEnv(VectorEnv):
         """Return decisions [R] of the rows [R] of a file, and of units [R]."""
         rows = len(obs)
         action = self.action_names.encode(columns, path, row)
-        mask = self.action_names.mask(columns, self.allowed)
+        mask = self.action_names.mask(columns, self.allowed, action)
         if (broken := ~mask[np.arange(rows), action]).any():
             raise ValueError(
                 f"{path}: {named_rows(torch.from_numpy(broken), torch.from_numpy(row))}: "
-                f"'{self.action_names.name(action[broken][0])}' is not possible by env.allowed, or is an action that "
-                "the training side lacks"
+                f"'{self.action_names.name(action[broken][0])}' is not possible by env.allowed"
             )
         order = np.arange(rows)
         step = np.zeros(rows, dtype=np.int64)
@@ -261,11 +275,17 @@ class LoggedEnv(VectorEnv):
     def state_dict(self) -> dict[str, Any]:
         """Return the names of actions and the transform of features."""
         assert self.transform is not None
-        return {"transform": self.transform.state_dict(), "actions": self.action_names._asdict()}
+        return {
+            "transform": self.transform.state_dict(),
+            "actions": self.action_names._asdict(),
+            "hashed": self.hashed,
+            "learned": self.learned,
+        }
 
     def load_fitted(self, state: dict[str, Any]) -> None:
-        """Use the actions and features that a policy was trained on."""
+        """Use the actions and features that a policy was trained on, and know the rows that it has learned from."""
         self._use(FeatureTransform(state["transform"]), ActionNames(**state["actions"]))
+        self.hashed, self.learned = state["hashed"], state["learned"]
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Use the actions and features of the run that goes on."""

@@ -207,6 +207,49 @@ def test_what_is_wrong_is_named(tmp_path, change, overrides, message):
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
+NAMELESS = ["env.customer=null", "env.ignore=[donor]"]
+
+
+def donors(log, rows) -> set:
+    """The donors of the decisions of a log that was read of a file of `rows`."""
+    return {rows[k - 2]["donor"] for k in log.row.tolist()}
+
+
+@pytest.mark.slow
+def test_without_customers_a_decision_keeps_its_side_in_every_file_and_new_ones_are_all_tested(tmp_path):
+    rows, new = trial(300), [row | {"donor": f"new {row['donor']}"} for row in trial(100, seed=1)]
+    path = write(tmp_path / "a.csv", rows)
+    _, env = build(path, *NAMELESS)
+    learned, held_out = (donors(env.read_log(path, side), rows) for side in ("train", "test"))
+    assert not learned & held_out and len(learned | held_out) == 300 and 80 < len(held_out) < 160
+    mixed = [*rows[::-1], *new]
+    columns = ["cost", "kind", "age", "profit", "share", "arm", "donor"]
+    later = write(tmp_path / "b.csv", [{name: row[name] for name in columns} for row in mixed])
+    _, again = build(later, *NAMELESS)  # as for a checkpoint whose own file is gone
+    again.load_fitted(env.state_dict())
+    found = donors(again.read_log(later, "test"), mixed)
+    assert found == held_out | {row["donor"] for row in new}
+    again.read_log(later, "train")  # a run that goes on with the new file has learned from these, too
+    assert donors(again.read_log(later, "test"), mixed) < found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("side", ["train", "test"])
+def test_an_action_of_one_row_ends_no_run(tmp_path, side):
+    """On the test side it is possible in its own row alone, for nothing was learned of it."""
+    rows = trial(300)
+    path = write(tmp_path / "a.csv", rows)
+    _, env = build(path)
+    rows[env.read_log(path, side).row[0].item() - 2]["arm"] = "test print"
+    write(path, rows)
+    _, env = build(path)
+    log = env.read_log(path, "test")
+    rare = env.action_names.choices[0].index("test print")
+    assert log.action_mask[:, rare].sum() == (1 if side == "test" else len(log))
+    assert (log.action == rare).sum() == (side == "test")
+    assert len(env.read_log(path, "train")) + len(log) == 300
+
+
 @pytest.mark.slow
 def test_rows_of_a_side_are_named_by_their_place_in_the_file(tmp_path):
     rows = [row | {"month": 1} for row in trial(300)]

@@ -34,6 +34,7 @@ from rlcore.ope.logged_rules import compare_rules, less
 from rlcore.ope.report import OffPolicyReport, evaluate_dataset
 from scripts.shared.cli import choose_device, guarded, launch, to_dict
 from scripts.shared.results import make_logger, publish
+from scripts.shared.seen_data import digest
 from scripts.shared.stored_runs import Trained, fitting, trained
 
 
@@ -124,10 +125,10 @@ def value_on_log(found: Trained, cfg: DictConfig) -> OffPolicyReport:
     """Value a policy on the decisions of the log, with a warning where the policy has learned from these decisions."""
     dataset = found.env.read_log(cfg.log, "test")
     warnings = []
-    if found.log and not found.env.has_sides(cfg.log) and Path(found.log).resolve() == Path(cfg.log).resolve():
+    if not found.env.has_sides(cfg.log) and digest(cfg.log) in found.logs:
         warnings.append(
-            f"{found.name} learned from this very log, whose numbered columns have no side for testing: the estimates "
-            "flatter it; value it on another log"
+            f"{found.name} learned from this very log, itself or by a checkpoint that it came from, and numbered "
+            "columns have no side for testing: the estimates flatter it; value it on another log"
         )
     if cfg.shop_rule.decisions:
         dataset, said = with_shop_rule(dataset, found.env, cfg.log, to_dict(cfg.shop_rule, resolve=True))

@@ -39,7 +39,7 @@ from scripts.shared.cli import choose_device, flatten_keys, guarded, launch, to_
 from scripts.shared.continued import Continuation
 from scripts.shared.overrides import key_of
 from scripts.shared.results import make_logger, publish
-from scripts.shared.seen_data import earlier_stages, find_origin, own_stage
+from scripts.shared.seen_data import earlier_stages, find_origin, logs_behind, own_stage
 from scripts.shared.stopping import exit_stopped, interrupts
 from scripts.shared.stored_runs import fitting
 
@@ -155,7 +155,11 @@ def prepare(cfg: DictConfig, name: str, directory: Path, device: torch.device) -
         algorithm=algorithm,
         evaluator=evaluator,
         continuation=continuation,
-        beside={"seen": [*earlier, own], "before": origin and origin._asdict()},
+        beside={
+            "seen": [*earlier, own],
+            "logs": logs_behind(cfg, [*earlier, own]),
+            "before": origin and origin._asdict(),
+        },
         logger=open_logger(cfg, directory, algorithm, evaluator, None if origin and origin.begins else state),
     )
 

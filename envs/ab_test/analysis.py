@@ -18,7 +18,7 @@ from rlcore.ope.cross_fitting import folds
 from rlcore.ope.estimators import Terms
 from rlcore.ope.outcome_models import OutcomeLearner
 from rlcore.uplift.meta_learners import MetaLearner
-from rlcore.uplift.selection import Choice, Experiment, choose
+from rlcore.uplift.selection import Choice, Experiment, choose, numbered
 
 PROFIT = "profit"
 BEST_ARM = "best single arm"
@@ -150,13 +150,15 @@ class Analyst:
         fold = folds(numbered(trial.unit[learn]), self.folds, torch.Generator().manual_seed(seed))
         arm, obs = trial.arm[learn], trial.features[judge]
         choices, effects, targets, worth = {}, {}, {}, {}
-        mean_profit = arm_means(gross[learn], arm, arms) - cost
+        mean_profit = arm_means(gross[learn], arm, trial.arms) - cost
         best_arm = int(mean_profit.argmax())
         for k, name in enumerate(trial.arms):
             targets[name] = values.everybody(k, arms, len(judge))
         targets[BEST_ARM] = values.everybody(best_arm, arms, len(judge))
         for name, outcome in ranked_by.items():
-            experiment = Experiment(learn, trial.features[learn], arm, outcome[learn].float(), trial.propensity[learn])
+            experiment = Experiment(
+                trial.unit[learn], trial.features[learn], arm, outcome[learn].float(), trial.propensity[learn]
+            )
             choices[name] = choose(self.usable(outcome), experiment, arms, fold, seed, self.standard_errors)
             effects[name] = choices[name].effects(obs)
             # An outcome other than money is worth what a unit of it brought in the mean over the arms.
@@ -199,16 +201,12 @@ def halve(unit: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     return order[:in_first], order[in_first:]
 
 
-def numbered(unit: Tensor) -> Tensor:
-    """Number the units of rows [N] from 0 without a gap, in the order in which they first come."""
-    distinct, number = unit.unique(return_inverse=True)
-    first = torch.full((len(distinct),), len(unit)).scatter_reduce(0, number, torch.arange(len(unit)), "amin")
-    return first.argsort().argsort()[number]
-
-
-def arm_means(x: Tensor, arm: Tensor, arms: int) -> Tensor:
+def arm_means(x: Tensor, arm: Tensor, arms: list[str]) -> Tensor:
     """Mean of x [N] in every arm, [A]; raises ValueError where an arm has no customer."""
-    count = arm.bincount(minlength=arms)
+    count = arm.bincount(minlength=len(arms))
     if not count.all():
-        raise ValueError(f"arm {int(count.argmin())}: expected customers in each half, got none")
-    return torch.zeros(arms, dtype=x.dtype).index_add_(0, arm, x) / count
+        raise ValueError(
+            f"arm '{arms[int(count.argmin())]}': expected customers in each half of the test, got none in one: "
+            "the arm is too small; leave its customers out, or take another seed"
+        )
+    return torch.zeros(len(arms), dtype=x.dtype).index_add_(0, arm, x) / count

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from envs.ab_test.analysis import Analysis, Half
 from rlcore.ope.intervals import central
@@ -33,7 +34,7 @@ def ranking_table(analysis: Analysis, level: float, replications: int, bins: int
         chosen = " / ".join(half.choices[outcome].name for half in analysis.halves)
         for arm, name in list(enumerate(trial.arms))[1:]:
             tests = [tested(half, analysis, outcome, arm) for half in analysis.halves]
-            coefficient = torch.stack([metrics.qini(t.outcome, t.scores[0], t.treated) for t in tests]).mean()
+            coefficient = torch.stack([qini_of(t) for t in tests]).mean()
             drawn = bootstrap_metrics(
                 tests, int(trial.unit.amax()) + 1, replications, torch.Generator().manual_seed(seed)
             ).mean((0, 1))
@@ -64,6 +65,13 @@ def ranking_table(analysis: Analysis, level: float, replications: int, bins: int
         judged="qini",
         what="arm and outcome",
     )
+
+
+def qini_of(test: UpliftTestSet) -> Tensor:
+    """Return the Qini coefficient of a half, []; NaN where nobody of the arm and the control has an outcome."""
+    if not metrics.tells_orders_apart(test.outcome, test.treated):
+        return test.outcome.new_full((), torch.nan)
+    return metrics.qini(test.outcome, test.scores[0], test.treated)
 
 
 def draw_qini(tests: list[UpliftTestSet], arm: str, outcome: str) -> Figure:

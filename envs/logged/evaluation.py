@@ -19,7 +19,7 @@ from rlcore.ope.report import OffPolicyReport, evaluate_dataset
 class LogEvaluator:
     """Values policies on the test side of the log `path`, by the estimators of `off_policy`; nothing is simulated."""
 
-    headline = "validation/net"
+    headline = "validation/net_per_decision"
 
     def __init__(self, env: VectorEnv, *, path: str | None, off_policy: OffPolicyEvaluator):
         if not path:

@@ -22,7 +22,8 @@ class GroupMean(NamedTuple):
 
     value: float
     moves: Tensor  #: influence of each cluster on the mean, [C]; 0 where the cluster has no row of the group
-    shares: Tensor  #: share of each cluster in the mean, [C]; they add up to 1
+    shares: Tensor  #: share of each cluster in the mean of each of S strata, [S, C]; a stratum's add up to 1
+    parts: Tensor  #: share of each stratum in the variance if rows are independent and alike, [S]
 
     @property
     def variance(self) -> float:
@@ -66,14 +67,18 @@ def standardized_mean(x: Tensor, in_group: Tensor, cluster: Tensor, stratum: Ten
     row_weight = (weight / rows)[stratum]
     share = rows_of_cell[of_row] / rows[stratum]  # of the row's cluster in its stratum
     moved = row_weight * (x - mean[stratum]) / (1 - share).sqrt()
-    of_cluster = torch.zeros(2, clusters, dtype=torch.float64)
-    moves, shares = of_cluster.index_add_(1, cluster_of_row, torch.stack((moved, row_weight)))
-    return GroupMean((weight * mean).sum().item(), moves, shares)
+    moves = torch.zeros(clusters, dtype=torch.float64).index_add_(0, cluster_of_row, moved)
+    shares = torch.zeros(len(weight) * clusters, dtype=torch.float64)
+    shares[cell] = rows_of_cell / rows[cell // clusters]
+    has_weight = weight > 0
+    parts = weight[has_weight].square() / rows[has_weight]
+    shares = shares.view(len(weight), clusters)[has_weight]
+    return GroupMean((weight * mean).sum().item(), moves, shares, parts / parts.sum())
 
 
 def mean_estimate(mean: GroupMean, level: float) -> Estimate:
     """Return a mean with Student's interval over its clusters."""
-    return with_interval(mean.value, mean.variance, 1 / overlap(mean.shares, mean.shares), level)
+    return with_interval(mean.value, mean.variance, 1 / overlap(mean, mean), level)
 
 
 def difference(one: GroupMean, other: GroupMean, level: float) -> Estimate:
@@ -86,25 +91,29 @@ def freedom(one: GroupMean, other: GroupMean) -> float:
     """Return Satterthwaite's degrees of freedom of the difference of two means.
 
     The moves have a covariance G = G₁ + G₂, and the sum of their squares has (tr G)² / tr G² degrees of freedom.
-    G_k = V_k·(diag(d) − p·pᵀ), d = h / (1 − h), p = h / √(1 − h), for a mean of variance V_k in which clusters have the
-    shares h, if rows are independent (the working model of Bell & McCaffrey 2002).
+    G_k = V_k·Σ_s ω_s·(diag(d_s) − p_s·p_sᵀ), d_s = h_s / (1 − h_s), p_s = h_s / √(1 − h_s), for a mean of variance V_k
+    in whose stratum s clusters have the shares h_s, if rows are independent and alike (the working model of Bell &
+    McCaffrey 2002); ω_s is the stratum's part of the variance.
     """
     spread = (
-        one.variance**2 * overlap(one.shares, one.shares)
-        + other.variance**2 * overlap(other.shares, other.shares)
-        + 2 * one.variance * other.variance * overlap(one.shares, other.shares)
+        one.variance**2 * overlap(one, one)
+        + other.variance**2 * overlap(other, other)
+        + 2 * one.variance * other.variance * overlap(one, other)
     )
     return (one.variance + other.variance) ** 2 / spread if spread else math.inf
 
 
-def overlap(h: Tensor, g: Tensor) -> float:
-    """Return tr(G₁·G₂) for two means of variance 1, in which clusters have the shares h [C] and g [C].
+def overlap(one: GroupMean, other: GroupMean) -> float:
+    """Return tr(G₁·G₂) for two means, as if their variances were 1.
 
-    Of a mean with itself it is 1 / (C − 1) for C equal shares, and of two means without a common cluster 0.
+    Of a mean with itself it is 1 / (C − 1) for C equal shares in one stratum, and of two means without a common cluster
+    0.
     """
-    d, e = h / (1 - h), g / (1 - g)
+    h, g = one.shares, other.shares
+    d, e = one.parts @ (h / (1 - h)), other.parts @ (g / (1 - g))
     p, q = h / (1 - h).sqrt(), g / (1 - g).sqrt()
-    return (d @ e - d @ q.square() - e @ p.square() + (p @ q).square()).item()
+    squares = one.parts @ (p @ q.T).square() @ other.parts
+    return (d @ e - other.parts @ (q.square() @ d) - one.parts @ (p.square() @ e) + squares).item()
 
 
 def difference_of_shares(one: Tensor, other: Tensor, level: float) -> Estimate:

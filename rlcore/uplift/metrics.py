@@ -77,6 +77,11 @@ def tie_groups(ranked_score: Tensor) -> Tensor:
     return functional.pad(falls.cumsum(0), (1, 0))
 
 
+def tells_orders_apart(outcome: Tensor, treated: Tensor) -> bool:
+    """Tell whether a test has treated units and others, and an outcome other than 0, [N] each."""
+    return bool(outcome.any() and treated.any() and not treated.all())
+
+
 def check_test(outcome: Tensor, score: Tensor, treated: Tensor) -> None:
     """Raise ValueError where a test can't tell one order of its units from another."""
     if not score.isfinite().all():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from rlcore.uplift.fitted_models import predict_chunked
 from rlcore.uplift.meta_learners import MetaLearner
-from rlcore.uplift.metrics import qini
+from rlcore.uplift.metrics import qini, tells_orders_apart
 
 Effects = Callable[[Tensor], Tensor]  # observations [B, D] → effects of all actions over the control, [B, A]
 
@@ -18,14 +19,14 @@ Effects = Callable[[Tensor], Tensor]  # observations [B, D] → effects of all a
 class Experiment(NamedTuple):
     """Units of a randomised experiment; action 0 is the control."""
 
-    unit: Tensor  #: number of the unit, [N]
+    unit: Tensor  #: number of the unit, int64 [N]; a learner's own folds never split one
     obs: Tensor  #: [N, D]
     action: Tensor  #: int64 [N]
     outcome: Tensor  #: [N]
     propensity: Tensor  #: probability of the unit's action, [N]
 
     def part(self, rows: Tensor) -> Experiment:
-        """Take some of the units, by number or by a mask."""
+        """Take some of the rows, by number or by a mask."""
         return Experiment(*(x[rows] for x in self))
 
 
@@ -47,6 +48,7 @@ def fit_effects(learner: MetaLearner, experiment: Experiment, actions: int, seed
         actions,
         generator,
         experiment.propensity,
+        numbered(experiment.unit),
     )
 
     def effects(obs: Tensor) -> Tensor:
@@ -57,12 +59,18 @@ def fit_effects(learner: MetaLearner, experiment: Experiment, actions: int, seed
 
 
 def mean_qini(experiment: Experiment, effects: Tensor) -> float:
-    """Mean Qini coefficient over the treatments, each against the control, of predicted effects [N, A]."""
+    """Mean Qini coefficient over the treatments, each against the control, of predicted effects [N, A].
+
+    It is 0, that of a random order, where the units of a treatment and the control can't tell orders apart: nobody has
+    an outcome, or one of the two is missing.
+    """
     coefficients = []
     for action in range(1, effects.shape[1]):
         rows = (experiment.action == 0) | (experiment.action == action)
         treated = experiment.action[rows] == action
-        coefficients.append(qini(experiment.outcome[rows], effects[rows, action], treated))
+        outcome = experiment.outcome[rows]
+        tells = tells_orders_apart(outcome, treated)
+        coefficients.append(qini(outcome, effects[rows, action], treated) if tells else outcome.new_zeros(()))
     return torch.stack(coefficients).mean().item()
 
 
@@ -85,11 +93,24 @@ def choose(
     seed: int,
     standard_errors: float,
 ) -> Choice:
-    """Choose a learner by its cross-validated Qini coefficient, and fit it to all units; see `first_level`."""
+    """Choose a learner by its cross-validated Qini coefficient, and fit it to all units; see `first_level`.
+
+    Where an action is in one fold alone, nothing can be validated: the first learner is chosen.
+    """
+    if any(len(experiment.action[fold != k].unique()) < actions for k in range(int(fold.amax()) + 1)):
+        name = next(iter(learners))
+        return Choice(name, dict.fromkeys(learners, math.nan), fit_effects(learners[name], experiment, actions, seed))
     by_fold = {name: cross_validate(learner, experiment, actions, fold, seed) for name, learner in learners.items()}
     name = first_level(by_fold, standard_errors)
     validated = {learner: sum(values) / len(values) for learner, values in by_fold.items()}
     return Choice(name, validated, fit_effects(learners[name], experiment, actions, seed))
+
+
+def numbered(unit: Tensor) -> Tensor:
+    """Number the units of rows [N] from 0 without a gap, in the order in which they first come."""
+    distinct, number = unit.unique(return_inverse=True)
+    first = torch.full((len(distinct),), len(unit)).scatter_reduce(0, number, torch.arange(len(unit)), "amin")
+    return first.argsort().argsort()[number]
 
 
 def first_level(by_fold: dict[str, list[float]], standard_errors: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from functools import reduce
@@ -17,10 +18,14 @@ from envs.offers.logs import send_log
 from rlcore.backends import distributed
 from rlcore.network_algorithm import NetworkAlgorithm
 from rlcore.offline.logged_dataset import LoggedDataset
+from rlcore.runs import checkpoint
 from scripts.shared.cli import to_dict
 from scripts.shared.stored_runs import algorithm_class, fitting
 
 FILES = ("log", "env.population.path", "env.population.base.path", "env.twin")  # keys of the files learned from
+
+# keys of checkpoints that a run comes from; a population's path may be that of a twin
+PARENTS = ("resume", "init", "env.twin", "env.population.path", "algo.teacher.checkpoint")
 
 BLOCK = 1 << 20  # bytes of a file that are read at once
 
@@ -111,13 +116,26 @@ def earlier_stages(cfg: DictConfig, state: dict | None, origin: Origin | None) -
     return stages
 
 
-def check_unchanged(checkpoint: str, key: str, file: dict[str, Any]) -> str:
+def logs_behind(cfg: DictConfig, stages: list[dict[str, Any]]) -> list[str]:
+    """Return the SHA-256 of every log that a run learns from, itself or by the checkpoints that it comes from.
+
+    `stages` are all stages of the run, its own last.
+    """
+    found = {stage["data"]["log"]["sha256"] for stage in stages if "log" in stage["data"]}
+    for key in PARENTS:
+        path = OmegaConf.select(cfg, key)
+        if isinstance(path, str) and zipfile.is_zipfile(path):  # as a checkpoint is, and no table of customers
+            found.update(checkpoint.load(path).get("logs", ()))
+    return sorted(found)
+
+
+def check_unchanged(origin: str, key: str, file: dict[str, Any]) -> str:
     """Return the path of a file that a run learned from; raise ValueError where it is not there as it was."""
     path: str = file["path"]
     if not Path(path).is_file() or digest(path) != file["sha256"]:
         raise ValueError(
-            f"resume={checkpoint}: {key}={path}: expected the file that it learned from as it was, to judge on old "
-            f"and on new data, and the new data in a file of their own; init={checkpoint} forgets the old data"
+            f"resume={origin}: {key}={path}: expected the file that it learned from as it was, to judge on old "
+            f"and on new data, and the new data in a file of their own; init={origin} forgets the old data"
         )
     return path
 
@@ -135,13 +153,13 @@ def logs_apart(stages: list[dict[str, Any]], path: str) -> list[dict[str, Any]]:
 
 def with_old(
     stages: list[dict[str, Any]],
-    checkpoint: str,
+    origin: str,
     new: LoggedDataset,
     path: str,
     read: Callable[[str], LoggedDataset],
 ) -> LoggedDataset:
     """Return the decisions of all earlier stages and those of the log `path`, `new`; `read` reads a file."""
-    old = [read(check_unchanged(checkpoint, "log", file)) for file in logs_apart(stages, path)]
+    old = [read(check_unchanged(origin, "log", file)) for file in logs_apart(stages, path)]
     return reduce(joined, [*old, new])
 
 

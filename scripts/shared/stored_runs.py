@@ -56,7 +56,7 @@ def fitting(path: str) -> Iterator[None]:
 class Trained(NamedTuple):
     """A checkpoint's environment and agent, its algorithm's name, the configuration of both, and its logger's state.
 
-    `log` is the path of the log that the agent learned from, None where there was none.
+    `logs` are the SHA-256 of all logs that the agent has learned from, itself or by checkpoints that it came from.
     """
 
     env: Any  # a VectorEnv, or e-mails
@@ -64,7 +64,7 @@ class Trained(NamedTuple):
     name: str
     config: DictConfig
     logger: dict
-    log: str | None
+    logs: list[str]
 
 
 def trained(cfg: DictConfig, device: torch.device, own: tuple[str, ...]) -> Trained:
@@ -86,7 +86,7 @@ def trained(cfg: DictConfig, device: torch.device, own: tuple[str, ...]) -> Trai
     agent = make_agent(env, config.seed)
     with fitting(cfg.checkpoint):
         agent.load_policy(state["agent"])
-    return Trained(env, agent, state["name"], config, state["logger"], state["config"].get("log"))
+    return Trained(env, agent, state["name"], config, state["logger"], state.get("logs", []))
 
 
 def load_teacher(env: VectorEnv, *, checkpoint: str) -> GreedyPolicy:

@@ -109,7 +109,9 @@ def test_what_pays_for_whom_is_learned(tmp_path, algo):
     names = env.action_names.choices[0]
     best = torch.where(is_a, names.index("letter"), names.index(""))
     assert (chosen == best).float().mean() > 0.95
-    assert learner.make_evaluator().validate(learner)["validation/net"] > 2.4  # nothing for all: 1.98; a letter: 1.73
+    assert (
+        learner.make_evaluator().validate(learner)["validation/net_per_decision"] > 2.4
+    )  # nothing for all: 1.98; a letter: 1.73
 
 
 @pytest.mark.slow

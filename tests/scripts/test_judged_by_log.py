@@ -17,8 +17,10 @@ from configs import composed
 from envs.configuration import CONF
 from envs.offers.twin.ensemble import TwinEnsemble
 from rlcore.offline.logged_dataset import LoggedDataset
+from rlcore.runs import checkpoint
 from script_runner import run
 from scripts import evaluate, train
+from scripts.shared.seen_data import files_of, logs_behind
 from scripts.shared.stored_runs import Trained
 
 LOG = "envs.logged.evaluation.LogEvaluator"
@@ -90,14 +92,31 @@ class Sided:
 
 @pytest.mark.parametrize(
     ("learned", "sides", "warned"),
-    [("a/../x.csv", False, True), ("x.csv", True, False), ("y.csv", False, False), (None, False, False)],
+    [("x.csv", False, True), ("moved.csv", False, True), ("x.csv", True, False), ("y.csv", False, False)],
 )
-def test_a_policy_valued_on_what_it_learned_from_is_said_to_be(monkeypatch, learned, sides, warned):
+def test_a_policy_valued_on_what_it_learned_from_is_said_to_be(monkeypatch, tmp_path, learned, sides, warned):
+    """A policy was distilled from a teacher that began with a policy that learned from a log."""
     monkeypatch.setattr(evaluate, "evaluate_dataset", lambda *given: given)
-    found = Trained(Sided(sides), "agent", "cql", OmegaConf.create({}), {}, learned)
-    cfg = {"log": "x.csv", "ope": {}, "shop_rule": {"decisions": None}}
+    for name, text in (("x.csv", "a"), ("moved.csv", "a"), ("y.csv", "b")):
+        (tmp_path / name).write_text(text)
+
+    def after(stage, parents):
+        """Save a checkpoint of a run that learned from a log, or came from other checkpoints; return its path."""
+        cfg = OmegaConf.create(parents)
+        logs = logs_behind(cfg, [{"data": files_of(OmegaConf.create({"log": stage}))}])
+        path = tmp_path / f"{len(list(tmp_path.iterdir()))}.pt"
+        parts = {"name": "cql", "agent": {}, "config": {}, "logger": {}}
+        checkpoint.save(path, {**parts, "logs": logs})
+        return str(path)
+
+    first = after(str(tmp_path / learned), {})
+    teacher = after(None, {"init": first, "env": {"population": {"path": str(tmp_path / "y.csv")}}})
+    last = checkpoint.load(after(None, {"algo": {"teacher": {"checkpoint": teacher}}}))
+    found = Trained(Sided(sides), "agent", "cql", OmegaConf.create({}), {}, last["logs"])
+    path = str(tmp_path / "x.csv")
+    cfg = {"log": path, "ope": {}, "shop_rule": {"decisions": None}}
     dataset, *_, warnings = evaluate.value_on_log(found, OmegaConf.create(cfg))
-    assert dataset == ("x.csv", "test") and len(warnings) == warned
+    assert dataset == (path, "test") and len(warnings) == warned
     assert all(warning.startswith("cql learned from this very log") for warning in warnings)
 
 
@@ -126,7 +145,7 @@ def test_a_key_that_has_no_use_in_an_evaluation_is_refused(overrides, message):
 
 
 def test_what_decides_nothing_is_refused():
-    twin = Trained(None, TwinEnsemble.__new__(TwinEnsemble), "twin", OmegaConf.create({}), {}, None)
+    twin = Trained(None, TwinEnsemble.__new__(TwinEnsemble), "twin", OmegaConf.create({}), {}, [])
     mails = twin._replace(agent=None, name="ppo_kl")
     for log in (None, "x.csv"):
         with pytest.raises(ValueError, match="^checkpoint=c.pt: expected a policy, got a twin, which decides nothing"):

@@ -15,6 +15,7 @@ from configs import composed
 from envs.ab_test.analysis import Analyst
 from envs.ab_test.arms_report import arms_table, few_lines, ratio_of_sizes
 from envs.ab_test.differences_report import differences, differences_table
+from envs.ab_test.report import tables
 from envs.ab_test.trial_table import TrialTable
 from rlcore.ope.outcome_models import Linear
 from rlcore.uplift.mean_differences import difference_of_shares
@@ -324,3 +325,20 @@ def test_the_shipped_settings_are_those_of_an_analyst():
     shipped = instantiate(composed(name="uplift").ab_test, _convert_="all")
     assert isinstance(shipped, Analyst)
     assert set(shipped.binary) < set(shipped.learners)
+
+
+@pytest.mark.parametrize("replies", [[0], [0, 1, 2, 3, 4, 5]])
+def test_a_mailing_with_hardly_a_reply_is_analysed(tmp_path, replies):
+    made = write(tmp_path, n=400)
+    with open(made.path, newline="") as file:
+        rows = list(csv.reader(file))
+    bought = {k + 1 for k in replies}
+    with open(made.path, "w", newline="") as file:
+        csv.writer(file).writerows([rows[0], *([*row[:-1], int(k in bought)] for k, row in enumerate(rows[1:], 1))])
+    many = analyst(folds=5)
+    analysis = many(table(made.path).read(), 0)
+    shown = tables(analysis, many.level, many.replications, many.bins, {}, 0)
+    arms = shown["arms"].rows
+    assert sum(row["customers"] for row in arms.values()) == 400
+    assert set(shown) == {"arms", "differences", "ranking", "policies"}
+    assert all(report.to_table() for report in shown.values())

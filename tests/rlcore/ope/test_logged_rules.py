@@ -47,7 +47,10 @@ def test_rules_of_the_same_units_are_compared_in_pairs_and_the_better_is_said_to
     low, high = found.rows["b less a"]["reward_ci"]
     assert low < 0.5 < high and high - low < 0.1
     assert found.extra["verdicts"][0].startswith("b was better than a by reward (+0.")
-    other = compare_rules(dataset, ["a", "b"], 0.95).extra["verdicts"][1]
+    (other,) = compare_rules(dataset, ["a", "b"], 0.95).extra["verdicts"]  # without a cost, net is the reward
+    assert other.startswith("a was worse than b by reward (-0.")
+    priced = replace(dataset, cost=torch.ones(160), price=torch.ones(160))
+    other = compare_rules(priced, ["a", "b"], 0.95).extra["verdicts"][1]
     assert other.startswith("a was worse than b by net (-0.")
     shuffled = replace(dataset, unit=torch.arange(160))  # each decision alone: the units' spread drowns the difference
     assert (

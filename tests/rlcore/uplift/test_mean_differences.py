@@ -88,7 +88,47 @@ def test_variance_and_degrees_of_freedom_are_those_of_matrices():
     spread = torch.where(first, one.variance * first.sum(), other.variance * (~first).sum())  # of a row
     covariance = moves.T @ (spread[:, None] * moves)
     assert freedom(one, other) == pytest.approx((covariance.trace() ** 2 / covariance.square().sum()).item())
-    assert 1 / overlap(one.shares, one.shares) < len(cluster[first].unique()) - 1  # of unequal sizes
+    assert 1 / overlap(one, one) < len(cluster[first].unique()) - 1  # of unequal sizes
+
+
+def degrees_of_freedom_by_matrices(means, unit_changes, in_groups):
+    """(tr G)² / tr G² of the moves' covariance G, which `unit_changes` of each row's value [N, C] give, by group."""
+    covariance = torch.zeros(unit_changes[0].shape[1], unit_changes[0].shape[1], dtype=torch.float64)
+    for mean, changes, in_group in zip(means, unit_changes, in_groups):
+        own = changes[in_group]
+        covariance += mean.variance / own.square().sum() * own.T @ own
+    return (covariance.trace() ** 2 / covariance.square().sum()).item()
+
+
+@pytest.mark.parametrize("weights", [[0.5, 0.3, 0.2], [0.6, 0.4, 0.0]])
+def test_degrees_of_freedom_of_strata_are_those_of_matrices(weights):
+    """Clusters of several rows and strata, some in both groups; each stratum has a mean of its own."""
+    generator = torch.Generator().manual_seed(6)
+    n = 60
+    cluster, stratum = (torch.randint(k, (n,), generator=generator) for k in (9, 3))
+    first = torch.rand(n, generator=generator) < 0.4
+    weight = torch.tensor(weights, dtype=torch.float64)
+    x = torch.randn(n, generator=generator).double() * torch.where(first, 3.0, 1.0)
+    groups = [first, ~first]
+    means = [standardized_mean(x, rows, cluster, stratum, weight) for rows in groups]
+    rows = torch.eye(n).double()
+    changes = [
+        torch.stack([standardized_mean(row, rows_of, cluster, stratum, weight).moves for row in rows])
+        for rows_of in groups
+    ]
+    assert freedom(*means) == pytest.approx(degrees_of_freedom_by_matrices(means, changes, groups))
+    alone = degrees_of_freedom_by_matrices(means[:1], changes, groups)
+    assert 1 / overlap(means[0], means[0]) == pytest.approx(alone)
+
+
+def test_two_units_an_arm_and_week_have_a_degree_of_freedom_each():
+    """26 weeks, all units different: a pair of units has one degree of freedom in each arm and week."""
+    stratum, first = torch.arange(26).repeat_interleave(4), torch.tensor([True, True, False, False]).repeat(26)
+    pair = torch.tensor([-1.0, 1.0, -1.0, 1.0]).repeat(26)
+    weight = torch.full((26,), 1 / 26, dtype=torch.float64)
+    means = [standardized_mean(pair, rows, torch.arange(104), stratum, weight) for rows in (first, ~first)]
+    assert freedom(*means) == pytest.approx(52)
+    assert 1 / overlap(means[0], means[0]) == pytest.approx(26)
 
 
 @pytest.mark.long
@@ -114,7 +154,7 @@ def test_a_panel_of_clusters_counts_as_their_means():
     found = difference(*means, 0.95)
     reference = stats.ttest_ind(x.mean(1)[:8], x.mean(1)[8:], equal_var=False)
     assert found.p == pytest.approx(reference.pvalue, rel=1e-9)
-    assert means[0].shares[:8].tolist() == pytest.approx([1 / 8] * 8)
+    assert means[0].shares[0, :8].tolist() == pytest.approx([1 / 8] * 8)
     with pytest.raises(ValueError, match="expected two clusters or more in each group, got 1"):
         standardized_mean(x.flatten(), (cluster < 8) & ((stratum < 2) | (cluster < 1)), cluster, stratum, weight)
 

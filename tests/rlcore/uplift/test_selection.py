@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 
 import pytest
@@ -9,7 +10,9 @@ import torch
 from hydra.utils import instantiate
 
 from configs import composed
-from rlcore.uplift.selection import first_level
+from rlcore.ope.outcome_models import Linear
+from rlcore.uplift.meta_learners import S, T
+from rlcore.uplift.selection import Experiment, choose, cross_validate, first_level, fit_effects
 
 
 def test_the_first_learner_within_a_standard_error_of_the_best_is_chosen():
@@ -72,3 +75,52 @@ def test_the_bench_of_any_test_values_arms_and_compares_with_peers(tmp_path, cap
     assert "ours less it" in capsys.readouterr().out
     with pytest.raises(ValueError, match="benchmark.arms: expected some of letter, call|call, letter"):
         bench(tmp_path, torch.device("cpu"), 0, arms=["fax"])
+
+
+def experiment(n: int, outcome: torch.Tensor, action: torch.Tensor, unit: torch.Tensor | None = None) -> Experiment:
+    """A test with one column, which says nothing."""
+    obs = torch.randn(n, 1, generator=torch.Generator().manual_seed(0))
+    share = action.bincount().double() / n
+    return Experiment(torch.arange(n) if unit is None else unit, obs, action, outcome.float(), share[action])
+
+
+LINEAR = {
+    "T": T(model=Linear(ridge=30.0, own=True, scaled=False)),
+    "S": S(model=Linear(ridge=1.0, own=True, scaled=False)),
+}
+
+
+def test_folds_in_which_nobody_replied_count_as_random_orders():
+    """Three replies in five folds: at least two folds have none."""
+    n = 100
+    action, reply = torch.arange(n) % 2, torch.zeros(n)
+    reply[[0, 1, 2]] = 1
+    fold = torch.arange(n) // 20
+    found = cross_validate(LINEAR["T"], experiment(n, reply, action), 2, fold, 0)
+    assert len(found) == 5 and found[1:] == [0.0] * 4 and found[0] != 0
+    chosen = choose(LINEAR, experiment(n, reply, action), 2, fold, 0, 1.0)
+    assert chosen.name in LINEAR and chosen.validated["T"] == pytest.approx(found[0] / 5)
+
+
+def test_where_a_fold_has_all_of_an_arm_the_first_learner_is_chosen():
+    n = 60
+    action = torch.zeros(n, dtype=torch.long)
+    action[20:] = torch.arange(40) % 2
+    action[[0, 1]] = 2
+    chosen = choose(LINEAR, experiment(n, torch.arange(n) % 3 == 0, action), 3, torch.arange(n) // 20, 0, 1.0)
+    assert chosen.name == "T" and all(math.isnan(x) for x in chosen.validated.values())
+    assert chosen.effects(torch.zeros(4, 1)).shape == (4, 3)
+
+
+def test_a_learner_gets_the_units_of_the_rows():
+    given = []
+
+    class Recording(T):
+        def __call__(self, obs, action, outcome, actions, generator, propensity=None, cluster=None):
+            given.append(cluster)
+            return super().__call__(obs, action, outcome, actions, generator, propensity, cluster)
+
+    unit = torch.tensor([7, 7, 3, 3, 9, 9, 1, 1])
+    action = torch.tensor([0, 1] * 4)
+    fit_effects(Recording(model=Linear(ridge=1.0, own=True, scaled=False)), experiment(8, action, action, unit), 2, 0)
+    assert given[0].tolist() == [0, 0, 1, 1, 2, 2, 3, 3]

@@ -5,7 +5,7 @@ as in a bootstrap; results then have a first dimension R. The treatment must be 
 unit.
 
 Units whose scores are equal but for rounding form one group (`tie_groups`), whose order no result depends on. A test
-that can't rank anybody is refused (`check_test`).
+that can't rank anybody is refused (`check_ranking`).
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def tells_orders_apart(outcome: Tensor, treated: Tensor) -> bool:
 
 
 def check_test(outcome: Tensor, score: Tensor, treated: Tensor) -> None:
-    """Raise ValueError where a test can't tell one order of its units from another."""
+    """Raise ValueError where scores or outcomes are no numbers, or units are all treated or all not."""
     if not score.isfinite().all():
         raise ValueError(f"score: expected numbers, got {int((~score.isfinite()).sum())} of {len(score)} that are not")
     if not outcome.isfinite().all():
@@ -91,6 +91,11 @@ def check_test(outcome: Tensor, score: Tensor, treated: Tensor) -> None:
     number_treated = int(treated.sum())
     if not 0 < number_treated < len(treated):
         raise ValueError(f"treated: expected treated units and others, got {number_treated} of {len(treated)} treated")
+
+
+def check_ranking(outcome: Tensor, score: Tensor, treated: Tensor) -> None:
+    """Raise ValueError where a test can't tell one order of its units from another."""
+    check_test(outcome, score, treated)
     if not outcome.any():
         raise ValueError(f"outcome: expected some other than 0, got 0 of all {len(outcome)} units")
 
@@ -148,9 +153,9 @@ def perfect_qini(outcome: Tensor, treated: Tensor, weight: Tensor | None = None)
 def qini(outcome: Tensor, score: Tensor, treated: Tensor, weight: Tensor | None = None) -> Tensor:
     """Return the Qini coefficient [...]: the Qini area as a share of the perfect one.
 
-    Radcliffe & Surry 2011; equal to sklift.qini_auc_score. Raises ValueError where `check_test` does.
+    Radcliffe & Surry 2011; equal to sklift.qini_auc_score. Raises ValueError where `check_ranking` does.
     """
-    check_test(outcome, score, treated)
+    check_ranking(outcome, score, treated)
     area = qini_area(outcome, score, treated, weight)
     return area / perfect_qini(outcome, treated, weight)
 
@@ -159,9 +164,9 @@ def auuc(outcome: Tensor, score: Tensor, treated: Tensor, weight: Tensor | None 
     """Return the area of the uplift curve above random as a share of the best order's in hindsight, [...].
 
     Devriendt et al. 2020; equal to sklift.uplift_auc_score. Raises ValueError where outcomes are not 0 or 1: the best
-    order in hindsight is known for binary outcomes alone; and where `check_test` does.
+    order in hindsight is known for binary outcomes alone; and where `check_ranking` does.
     """
-    check_test(outcome, score, treated)
+    check_ranking(outcome, score, treated)
     is_binary = (outcome == 0) | (outcome == 1)
     if not is_binary.all():
         raise ValueError("auuc: expected outcomes 0 or 1; qini takes any")

@@ -97,7 +97,7 @@ def test_folds_in_which_nobody_replied_count_as_random_orders():
     reply[[0, 1, 2]] = 1
     fold = torch.arange(n) // 20
     found = cross_validate(LINEAR["T"], experiment(n, reply, action), 2, fold, 0)
-    assert len(found) == 5 and found[1:] == [0.0] * 4 and found[0] != 0
+    assert found[1:] == [0.0] * 4 and math.isfinite(found[0])
     chosen = choose(LINEAR, experiment(n, reply, action), 2, fold, 0, 1.0)
     assert chosen.name in LINEAR and chosen.validated["T"] == pytest.approx(found[0] / 5)
 

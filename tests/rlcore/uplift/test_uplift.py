@@ -159,7 +159,6 @@ def test_a_test_that_ranks_nobody_is_refused():
             (outcome, score.index_fill(0, torch.tensor([3]), torch.nan), treated),
             "score: expected numbers, got 1 of 400",
         ),
-        ((0 * outcome, score, treated), "outcome: expected some other than 0, got 0 of all 400 units"),
         ((outcome.index_fill(0, torch.tensor([3]), torch.inf), score, treated), "outcome: expected numbers, got 1"),
         ((outcome, score, treated | True), "treated: expected treated units and others, got 400 of 400"),
         ((outcome, score, treated & False), "treated: expected treated units and others, got 0 of 400"),
@@ -167,6 +166,10 @@ def test_a_test_that_ranks_nobody_is_refused():
         for measure in (uplift.qini, uplift.auuc, lambda *x: uplift.by_bin(*x, 10)):
             with pytest.raises(ValueError, match=message):
                 measure(*rows)
+    for measure in (uplift.qini, uplift.auuc):
+        with pytest.raises(ValueError, match="outcome: expected some other than 0, got 0 of all 400 units"):
+            measure(0 * outcome, score, treated)
+    assert not uplift.by_bin(0 * outcome, score, treated, 10).uplift.any()  # nobody has an outcome in any part
 
 
 def test_a_weight_counts_a_customer_that_often():

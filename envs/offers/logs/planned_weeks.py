@@ -29,9 +29,9 @@ def put_planned(log: CustomerWeeks, planned: PlannedWeek) -> str:
     that the plan lacks, a customer whom the plan lacks), nobody knows the probability of the decision: its propensity
     becomes NaN.
 
-    A plan's propensities are those given the customer's arm. The arms that draw lots (`random`, `rl`) each have a random
-    part of the customers, so that their decisions, weighted by these propensities, value a policy on all customers. In
-    an arm that draws none (`holdout`, `bau`) every other action has probability 0, and no weight could make up for it.
+    A plan's propensities are those given the customer's arm. The arms that draw lots (`random`, `rl`) each have a
+    random part of the customers, so that their decisions, weighted by these propensities, value a policy on all. In an
+    arm that draws none (`holdout`, `bau`) every other action has probability 0, and no weight could make up for it.
     The probability of its decision before the customer's arm was drawn is unknown, because no plan decides for a
     customer under several arms: the propensity becomes NaN too. Raises ValueError where the log knows none of the
     plan's customers.

@@ -34,7 +34,7 @@ def planned_weeks(folder: Path | str, catalogue: Catalogue) -> Iterator[PlannedW
             offer=codes(texts["offer"], catalogue.offers, f"{path}: column 'offer'"),
             channel=codes(texts["channel"], catalogue.channels, f"{path}: column 'channel'"),
             propensity=table["propensity"].to_numpy().astype(np.float64),
-            arm=indices(texts["arm"], ARMS, f"{path}: column 'arm'"),
+            arm=codes(texts["arm"], ARMS, f"{path}: column 'arm'"),
         )
 
 

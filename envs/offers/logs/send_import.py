@@ -231,7 +231,6 @@ class Sends:
             )
         return found
 
-
     # ── what is not on the sends' rows ──────────────────────────────────────────────────────────────────────────────
     def _put_purchases(
         self,

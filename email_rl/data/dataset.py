@@ -35,7 +35,7 @@ class MailDataset:
         limits: dict,
         outcome_values: list,
         bag_of_words: dict,
-        evaluation: Callable,
+        evaluation: Callable | None,
     ):
         self.device, self.seed, self.evaluation = torch.device(device), seed, evaluation
         self.bag_of_words, self.shares, self.split_seed = bag_of_words, split["shares"], split["seed"]

@@ -15,18 +15,19 @@ from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, InstantiationException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from envs.configuration import CONF
-from scripts.shared.overrides import check_config, explained, overrides_first
+from scripts.shared.explanations import explained, explained_input
+from scripts.shared.overrides import check_config, overrides_first
 
 # variables in the environment of all processes that a launcher starts
 FAILED = "CRM_RL_FAILED"  # the folder in which a failed job leaves a file
 TRACEBACKS = "CRM_RL_TRACEBACKS"  # 1: the user asks for them by HYDRA_FULL_ERROR=1
 
 INTERRUPTED = "interrupted; what had been saved is kept"
+UNEXPECTED = "crm_rl_unexpected"  # attribute of an error of a job that is not about its input
 MAX_NAME = 150  # characters of the name of a job's folder: file systems take 255 bytes
 
 
@@ -40,7 +41,7 @@ OmegaConf.register_new_resolver("job_folder", folder_name, replace=True)  # conf
 
 
 def guarded(main: Callable) -> Callable:
-    """Turn bad input (ValueError, OSError) at any depth into one line and exit code 2.
+    """Turn bad input (ValueError, OSError, a part that can't be built) at any depth into one line and exit code 2.
 
     In a multirun the job fails alone; `launch` gives the exit code after the last one.
     """
@@ -53,15 +54,14 @@ def guarded(main: Callable) -> Callable:
         except KeyboardInterrupt:
             print(INTERRUPTED, file=sys.stderr)
             sys.exit(130)
-        except (ValueError, OSError, InstantiationException) as error:
+        except Exception as error:
             if os.environ.get(TRACEBACKS) == "1":
                 raise
-            # Hydra wraps a constructor's error once, and an import's error twice.
-            while isinstance(error, (InstantiationException, ImportError)) and error.__cause__ is not None:
-                error = error.__cause__
-            if not isinstance(error, (ValueError, OSError)):
+            line = explained_input(error, cfg)
+            if line is None:
+                setattr(error, UNEXPECTED, True)
                 raise
-            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+            print(f"error: {line}", file=sys.stderr)
             if HydraConfig.get().mode == RunMode.RUN:
                 sys.exit(2)
             folder = os.environ.get(FAILED)
@@ -95,15 +95,13 @@ def launch(main: Callable[[], None], groups: tuple[str, ...] = ()) -> None:
         os.environ[FAILED] = folder
         try:
             main()
-        except HydraException as error:
-            if os.environ[TRACEBACKS] == "1" or isinstance(error, InstantiationException):
+        except KeyboardInterrupt:
+            print(INTERRUPTED, file=sys.stderr)
+            sys.exit(130)
+        except Exception as error:  # of a job, or outside of jobs: Hydra could not compose, or make the run's folder
+            if os.environ[TRACEBACKS] == "1" or hasattr(error, UNEXPECTED):
                 raise
             print(f"error: {explained(error, Path(sys.argv[0]).stem)}", file=sys.stderr)
-            sys.exit(2)
-        except OSError as error:  # outside of `guarded`: Hydra could not make the run's folder
-            if os.environ[TRACEBACKS] == "1":
-                raise
-            print(f"error: hydra.run.dir: {error.filename}: {error.strerror}", file=sys.stderr)
             sys.exit(2)
         if os.listdir(folder):
             sys.exit(2)

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import inspect
 import pkgutil
-import re
-import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import fields, is_dataclass
-from difflib import SequenceMatcher, get_close_matches
-from pathlib import Path
+from difflib import SequenceMatcher
 from typing import Any
 
 from hydra import compose
@@ -18,17 +15,14 @@ from hydra.conf import HydraConf
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from envs.configuration import CONF, OWN_PACKAGES, compose_config
+from envs.configuration import CONF, OWN_PACKAGES
 from envs.range_checks import check_ranges
+from envs.signatures import check_signatures
 from envs.value_ranges import ConfigPart, KeyRanges, is_open, ranges_of
 
-MUST_BE_QUOTED = "= , # ( ) [ ] { }"
 SIMILAR = 0.6  # from which likeness of their last words on a key is suggested for another
 
 
@@ -59,6 +53,7 @@ def check_config(cfg: DictConfig) -> None:
     check_added_to_hydra(hydra)
     check_overrides(cfg, ranges)
     check_ranges(cfg, ranges)
+    check_signatures(cfg)
 
 
 def config_parts(config_name: str | None, overrides: list[str]) -> list[ConfigPart]:
@@ -160,68 +155,3 @@ def most_alike(key: str, known: Iterable[str]) -> str | None:
 
     best = max(known, key=likeness, default=None)
     return best if best is not None and likeness(best)[0] >= SIMILAR else None
-
-
-def explained(error: HydraException, config_name: str) -> str:
-    """Say in one line why Hydra could not compose what the command line asks for."""
-    text = str(error)
-    if isinstance(error, OverrideParseException):
-        return unreadable(error.override)
-    if found := re.match(r"Ambiguous value for argument '(.*)'\n", text):
-        return f"{found[1]}: several values: -m runs each of them; {quoted(found[1])} is one"
-    if isinstance(error, MissingConfigException) and error.options:
-        group, _, option = (error.missing_cfg_file or "").rpartition("/")
-        near = get_close_matches(option, error.options, n=1, cutoff=SIMILAR)
-        meant = f"did you mean {near[0]}? " if near else ""
-        return f"{group}={option}: no such choice; {meant}expected {', '.join(error.options)}"
-    if found := re.match(r"Could not append to config. An item is already at '(.*)'", text):
-        return f"{found[1]}: stands in the configuration; expected {found[1]}=VALUE, without a plus"
-    if (found := re.match(r"Error merging override (.*)", text)) and error.__cause__:
-        return f"{key_of(found[1])}: {str(error.__cause__).splitlines()[0]}"
-    if found := re.match(r"Could not (?:override|delete from config\.) '(.*)'", text):
-        return unknown(found[1], config_name)
-    return " ".join(text.split())
-
-
-def unreadable(override: str) -> str:
-    """Say how to write an override that Hydra can't read."""
-    if "=" not in override:
-        return f"{override}: expected KEY=VALUE"
-    beyond = "" if override.isascii() else " or letters beyond ASCII"
-    return f"{override}: quote values that hold {MUST_BE_QUOTED}{beyond}: {quoted(override)}"
-
-
-def quoted(override: str) -> str:
-    """Write an override for a shell, its value in quotes of its own."""
-    key, _, value = override.partition("=")
-    return f"""'{key}="{value.strip('"')}"'"""
-
-
-def unknown(key: str, config_name: str) -> str:
-    """Say that the command line's configuration has no such key, and which one is like it."""
-    if "/" in key:
-        near = get_close_matches(key, groups_of_conf(), n=1, cutoff=SIMILAR)
-        return f"{key}: no such group" + (f"; did you mean {near[0]}?" if near else "")
-    arguments, _ = get_args_parser().parse_known_args(sys.argv[1:])
-    overrides = OverridesParser.create().parse_overrides(arguments.overrides)
-    if key.startswith("env.") and any(override.key_or_group == "checkpoint" for override in overrides):
-        return f"{key}: no such key here; one of the checkpoint's own environment is written +{key}=VALUE"
-    rest = [first_choice(override) for override in overrides if override.key_or_group != key]
-    if arguments.config_dir:
-        rest.append(f"hydra.searchpath=['file://{Path(arguments.config_dir).resolve()}']")
-    try:
-        return no_such_key(key, compose_config(*rest, name=config_name, with_hydra=key.startswith("hydra.")))
-    except HydraException:  # there is more that is wrong
-        return f"{key}: no such key"
-
-
-def groups_of_conf() -> list[str]:
-    """Return the paths of all groups of conf/."""
-    return [path.relative_to(CONF).as_posix() for path in sorted(CONF.rglob("*")) if path.is_dir()]
-
-
-def first_choice(override: Override) -> str:
-    """Return an override, the first of the values that are swept over."""
-    if not override.is_sweep_override():
-        return override.input_line or ""
-    return f"{override.get_key_element()}={next(override.sweep_string_iterator())}"

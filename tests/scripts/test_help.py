@@ -13,7 +13,7 @@ import pytest
 from configs import CONF
 from scripts.__main__ import COMMANDS
 from scripts.shared.cli import usage
-from scripts.shared.overrides import explained, groups_of_conf, unknown
+from scripts.shared.explanations import explained, groups_of_conf, unknown
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 

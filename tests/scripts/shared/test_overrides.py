@@ -8,7 +8,8 @@ from omegaconf import OmegaConf
 from configs import composed
 from faulty_numbers import FAULTY_NUMBERS
 from script_runner import run
-from scripts.shared.overrides import is_parameter, keys_of, most_alike, no_such_key, overrides_first, unreadable
+from scripts.shared.explanations import unreadable
+from scripts.shared.overrides import is_parameter, keys_of, most_alike, no_such_key, overrides_first
 
 
 def error_of(done) -> str:

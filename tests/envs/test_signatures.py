@@ -1,0 +1,114 @@
+"""Configurations against signatures: what a class can't be given is one line that names the key and the class."""
+
+from __future__ import annotations
+
+import pytest
+
+from configs import CONF, composed
+from envs.signatures import check_signatures, failed_part, located, parameters_of, parts_of
+from envs.value_ranges import SELF, read_ranges
+
+OWN = {"_target_": "envs.offers.world.customers.RewardConfig"}  # dataclass of keyword-only numbers
+
+
+class Picky:
+    def __init__(self, first, *, second, third=3):
+        if second == "nothing":
+            raise KeyError(first)
+
+
+class Broader(Picky):
+    def __init__(self, *, fourth, **more):
+        super().__init__(1, **more)
+
+
+def target(name: str) -> str:
+    return f"{__name__}.{name}"
+
+
+@pytest.mark.parametrize(
+    ("part", "says"),
+    [
+        ({"_target_": target("Picky"), "first": 1, "second": 2}, None),
+        ({"_target_": target("Picky"), "_args_": [1], "second": 2}, None),
+        ({"_target_": target("Picky"), "_partial_": True, "second": 2}, None),  # who calls it gives `first`
+        ({"_target_": target("Picky"), "second": 2}, r"part.first: expected a value, which .*Picky needs"),
+        ({"_target_": target("Picky"), "_partial_": True}, r"part.second: expected a value, which .*Picky needs"),
+        ({"_target_": target("Picky"), "first": 1, "second": 2, "x": 0}, r"part.x: .*Picky takes first, second, third"),
+        ({"_target_": target("Broader"), "fourth": 4, "first": 1, "second": 2}, None),
+        ({"_target_": target("Broader"), "fourth": 4, "_partial_": True}, r"part.second: expected a value"),
+        ({"_target_": target("Nothing")}, r"part._target_: expected the name of a class or function, got .*Nothing"),
+        ({"_target_": "nothing.here"}, r"part._target_: expected the name .*No module named 'nothing'"),
+        ({"_target_": "envs.offers"}, r"part._target_: expected the name of a class or function"),
+        ({"_target_": None}, r"part._target_: expected the name of a class or function, got 'None'"),
+        ({"_target_": "hydra.utils.get_class", "path": "torch.nn.Nope"}, r"part.path: expected the name of a class"),
+    ],
+)
+def test_a_part_is_held_against_its_targets_signature(part, says):
+    config = {"part": part, "beside": [1, {"x": None}]}
+    if says is None:
+        return check_signatures(config)
+    with pytest.raises(ValueError, match=f"^{says}") as caught:
+        check_signatures(config)
+    assert "\n" not in str(caught.value)
+
+
+CHANGES = {  # of algo=ppo env=offers: from every group of parts, a key that is left out, and what may not be null
+    "algo": ("gamma", "network"),
+    "algo.network": ("hidden", "activation"),
+    "algo.optimizer": (None, "_target_"),
+    "algo.lr_schedule": (None, None),
+    "env": ("catalogue", "population"),
+    "env.world": ("season", None),
+    "env.population": ("r2", None),
+    "env.budget": ("share", None),
+    "env.reward": ("churn_cost", None),
+    "env.contact_rules": ("eligible", None),
+    "env.observation": (None, None),
+    "env.evaluation": ("customers", None),
+}
+
+
+@pytest.mark.slow
+def test_every_group_names_what_is_too_much_or_missing_or_null():
+    shipped = composed("algo=ppo", "env=offers")
+    check_signatures(shipped)
+    parts = {key: part for key, part in parts_of({"algo": shipped.algo, "env": shipped.env})}
+    assert not parts  # containers of OmegaConf are resolved first
+    for key, (needed, null) in CHANGES.items():
+        strange = composed("algo=ppo", "env=offers", f"+{key}.strange=1")
+        with pytest.raises(ValueError, match=f"^{key}.strange: .* takes .*; ~{key}.strange leaves this key out"):
+            check_signatures(strange)
+        if needed:
+            with pytest.raises(ValueError, match=f"^{key}.{needed}: expected a value, which .* needs"):
+                check_signatures(composed("algo=ppo", "env=offers", f"~{key}.{needed}"))
+        if null:
+            with pytest.raises(ValueError, match=f"^{key}.{null}: expected .*, got (null|'None')"):
+                check_signatures(composed("algo=ppo", "env=offers", f"{key}.{null}=null"))
+
+
+@pytest.mark.slow
+def test_what_may_be_null_by_its_range_may_be_null_by_its_annotation():
+    """Else a value that the comment in conf/ admits would be refused for its class."""
+    for file, ranges in read_ranges(CONF).items():
+        text = (CONF / file).read_text()
+        if "_target_: " not in text or not file.startswith(("algo/", "env/", "ope/")):
+            continue
+        name = text.split("_target_: ")[1].split()[0]
+        try:
+            parameters = parameters_of(located(file, name))
+        except ValueError as error:
+            assert "is not installed" in str(error)
+            continue
+        for key, found in ranges.items():
+            if SELF in found.by_name and found.by_name[SELF].nullable and key in parameters:
+                annotation = str(parameters[key].annotation)
+                assert "None" in annotation, f"{file}: {key}: {annotation}"
+
+
+def test_the_innermost_part_that_failed_is_named():
+    config = {"outer": {"_target_": target("Broader"), "inner": {"_target_": target("Picky")}}}
+    with pytest.raises(KeyError) as caught:
+        Broader(fourth=4, second="nothing")
+    assert failed_part(caught.value, config) == f"outer.inner: {target('Picky')}"
+    assert failed_part(caught.value, {"other": OWN}) is None

@@ -13,10 +13,12 @@ from configs import composed
 from email_rl.models.tokenized_mails import TokenizedMails
 from email_rl.training.guards import GuardLimits, Guards, length_correlation
 from email_rl.training.rollout import MailRollout
+from rlcore.runs import checkpoint
 from rlcore.runs.logger import MemoryLogger
 from rlcore.runs.run_logger import RunLogger
 from rlcore.runs.writers import RunInfo
-from tiny_email_trainer import trainer
+from stored import save_state
+from tiny_email_trainer import Taste, train, trainer
 
 LIMITS = GuardLimits(**OmegaConf.to_container(composed("algo=ppo_kl", "env=email").algo.guards))
 TEXTS = ["one two three", "four five six", "seven eight nine", "ten eleven twelve"]
@@ -127,3 +129,32 @@ def test_a_warning_is_in_the_log_and_on_the_console(tmp_path, capsys, caplog):
             child.log_evaluation(64, {"validation/log_loss": 0.5})
     assert "warning: iteration 3: [too] large" in capsys.readouterr().out
     assert "iteration 3: [too] large" in caplog.text and "reward_model, step 64: log_loss 0.500" in caplog.text
+
+
+class Breaking(Taste):
+    """Gives one mail of a batch no number once it is broken."""
+
+    broken = False
+
+    def probabilities(self, contexts, texts):
+        found = super().probabilities(contexts, texts)
+        if self.broken:
+            found[0] = float("nan")
+        return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("advantage", ["gae", "rloo", "grpo"])
+def test_one_mail_without_a_finite_reward_ends_the_run_and_its_last_weights_stay(tmp_path, advantage):
+    path, reward_model = tmp_path / "c.pt", Breaking()
+    made = trainer(
+        "algo.iterations=3", "algo.checkpoint_every=1", f"algo/advantage={advantage}", reward_model=reward_model
+    )
+
+    def save():
+        save_state(path, "ppo_kl", made.state_dict())
+        reward_model.broken = True
+
+    with pytest.raises(ValueError, match=r"iteration 2: \S+ is nan.*: the training diverged"):
+        train(made, save=save)
+    assert checkpoint.load(path)["agent"]["iteration"] == 1

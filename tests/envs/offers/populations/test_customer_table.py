@@ -218,6 +218,15 @@ def test_files_that_are_no_tables_get_one_line(tmp_path):
 
 
 # ── customers ───────────────────────────────────────────────────────────────────────────────────────────────────────
+@pytest.mark.parametrize("visits", [[1, 2], {"web": 1}])
+def test_a_column_of_lists_or_mappings_is_refused(tmp_path, visits):
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    columns = {"id": [f"c{k}" for k in range(60)], "rate": [0.3] * 60, "spend": [20.0] * 60, "margin": [0.25] * 60}
+    parquet.write_table(pa.table({**columns, "visits": [visits] * 60}), tmp_path / "t.parquet")
+    with pytest.raises(ValueError, match="row 2, column 'visits': expected a number, a date or text, got a list or "):
+        table(tmp_path / "t.parquet")
+
+
 def test_what_the_table_says_of_a_customer_is_what_the_world_gets(tmp_path):
     population = table(csv(tmp_path / "t.csv", rate=lambda k: (0, 1, 0.4)[k % 3]))
     sample = draw(population, 30)

@@ -36,7 +36,7 @@ def check_signatures(config: Any) -> None:
         check_keys(key, part, name, parameters)
         if name.partition(".")[0] in OWN_PACKAGES:
             for parameter in parameters.values():
-                if parameter.name in part:
+                if parameter.name in part and parameter.annotation is not parameter.empty:
                     check_kind(f"{key}.{parameter.name}", part[parameter.name], name, str(parameter.annotation))
 
 

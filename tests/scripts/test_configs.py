@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 
 from configs import CONF, composed
 from envs.offers.world.hidden_observation import HidingCodec
+from envs.signatures import check_signatures
 
 WITH_ROOMS = [CONF / "benchmark", CONF / "experiment"]  # groups whose files stand in rooms
 GROUPS = sorted(
@@ -100,7 +101,8 @@ def test_every_file_composes_and_names_all_its_parameters(group):
     logger = group.partition("=")[2] if group.startswith("logger=") else "tensorboard"
     # parts of others, under names of their own
     group = f"+{group}" if group.startswith(("uplift_learner=", "trial_table=")) else group
-    found = dict(targets(OmegaConf.to_container(composed(*owner, group, name=primary), resolve=True)))
+    config = composed(*owner, group, name=primary)
+    found = dict(targets(OmegaConf.to_container(config, resolve=True)))
     assert {
         "train": {".algo", ".env", f".logger.{logger}"},
         "collect": {".logging_policy", ".env"},
@@ -120,6 +122,7 @@ def test_every_file_composes_and_names_all_its_parameters(group):
         keyword_only = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
         assert keyword_only == {key for key in node if not key.startswith("_")}, path
         assert all(p.default is p.empty for p in parameters if p.kind is p.KEYWORD_ONLY), path
+    check_signatures(config)
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from envs.configuration import instantiate_stored, is_admitted
 from envs.offers.neural_twin.ensemble import NeuralEnsemble
 from envs.offers.neural_twin.fit import KIND
 from scripts.shared.stored_runs import load_teacher
+from scripts.shared.warm_start import load_start
 from stored import save_state
 
 
@@ -127,6 +128,8 @@ def test_a_checkpoint_without_a_configuration_is_refused(tmp_path):
     )
     with pytest.raises(ValueError, match="without 'config.algo'"):
         load_teacher(None, checkpoint=str(tmp_path / "x.pt"))
+    with pytest.raises(ValueError, match="init=.*x.pt: not a checkpoint of this project .without 'config.env'"):
+        load_start(str(tmp_path / "x.pt"), "cql", {"env": {}, "algo": {}})
     save_state(tmp_path / "twin.pt", "twin", {"kind": KIND, "iteration": 1, "members": []}, algo={})
     with pytest.raises(ValueError, match="without 'config.algo.twin'"):
         NeuralEnsemble(str(tmp_path / "twin.pt"), None)

@@ -66,7 +66,7 @@ def atomic_folder(path: Path | str, write: Callable[[Path], None]) -> None:
         try:
             write(temporary)
             temporary.chmod(0o777 & ~_umask())
-            for part in temporary.rglob("*"):
+            for part in (*temporary.rglob("*"), temporary):
                 _sync(part)
             if path.exists():
                 os.replace(path, replaced)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from envs.configuration import require_parts
 from rlcore.algorithm import Algorithm
 from rlcore.runs import checkpoint
 from scripts.shared.cli import flatten_keys
@@ -27,6 +28,7 @@ def load_start(path: str, name: str, config: dict[str, Any]) -> dict[str, Any]:
 
 def check_start(where: str, state: dict[str, Any], name: str, config: dict[str, Any]) -> None:
     """Raise ValueError, which begins with `where`, if a training can't start from the checkpoint `state`."""
+    require_parts(state["config"], ["env", "algo"], where)
     if state["name"] != name:
         raise ValueError(f"{where}: expected a policy of algo={name}, got one of algo={state['name']}")
     before, now = (flatten_keys({"algo": x["algo"]}) for x in (state["config"], config))

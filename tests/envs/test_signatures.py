@@ -103,7 +103,7 @@ def test_what_may_be_null_by_its_comment_may_be_null_by_its_annotation():
         except (ValueError, ImportError) as error:
             assert "is not installed" in str(error)
             continue
-        for key in re.findall(r"^(\w+):.*#.*\bnull\b", text, re.MULTILINE):
+        for key in re.findall(r"^(\w+): (?:null\b|[^{#]+#.*\bnull(?::| or))", text, re.MULTILINE):
             if key in parameters and parameters[key].annotation is not inspect.Parameter.empty:
                 checked += 1
                 assert "None" in str(parameters[key].annotation), f"{path.name}: {key}"

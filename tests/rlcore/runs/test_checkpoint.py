@@ -64,6 +64,19 @@ def test_a_kill_at_any_moment_leaves_whole_files_and_the_next_start_sweeps(tmp_p
         assert first == second
 
 
+def test_a_file_is_on_the_disk_before_it_has_its_name_and_its_name_is_after(tmp_path, monkeypatch):
+    """Else a power cut could leave the new name without the new content."""
+    done = []
+    for name in ("fsync", "replace"):
+        kept = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *x, name=name, kept=kept: (done.append(name), kept(*x))[1])
+    checkpoint.save_json(tmp_path / "a.json", {})
+    assert done == ["fsync", "replace", "fsync"]  # the file, its name, the folder's names
+    done.clear()
+    checkpoint.atomic_folder(tmp_path / "b", lambda folder: [(folder / name).write_text("x") for name in "cd"])
+    assert done == ["fsync", "fsync", "fsync", "replace", "fsync"]  # two files, the names within, its own name
+
+
 def test_the_temporary_file_of_a_living_writer_is_not_swept(tmp_path):
     def fill(temporary: Path) -> None:
         checkpoint.sweep(tmp_path)

@@ -10,8 +10,8 @@ import torch
 
 from envs.live.plan.arms import ARMS
 from envs.live.plan.output.plan_file import plans_in, read_facts
-from rlcore.offline.file_columns import arrow
 from rlcore.offline.logged_dataset import LoggedDataset
+from rlcore.offline.parquet_files import read_parquet
 
 
 def with_planned_rules(dataset: LoggedDataset, ids: Sequence[str], weeks: int, folder: Path | str) -> LoggedDataset:
@@ -31,7 +31,7 @@ def with_planned_rules(dataset: LoggedDataset, ids: Sequence[str], weeks: int, f
         planned = read_facts(path)["week"]
         if planned >= len(arm_of):
             continue
-        table = arrow().parquet.read_table(path, columns=["customer", "arm"])
+        table = read_parquet(path, columns=["customer", "arm"])
         customer = torch.tensor([place.get(name, -1) for name in table["customer"].to_pylist()])
         arm = torch.tensor([ARMS.index(name) for name in table["arm"].to_pylist()])
         arm_of[planned, customer[customer >= 0]] = arm[customer >= 0]

@@ -12,7 +12,7 @@ from envs.live.plan.output.plan_file import plans_in, read_facts
 from envs.offers.logs.planned_weeks import PlannedWeek
 from envs.offers.world.catalogue import Catalogue
 from envs.tables.name_codes import name_codes, numbered
-from rlcore.offline.file_columns import arrow
+from rlcore.offline.parquet_files import read_parquet
 
 
 def planned_weeks(folder: Path | str, catalogue: Catalogue) -> Iterator[PlannedWeek]:
@@ -25,7 +25,7 @@ def planned_weeks(folder: Path | str, catalogue: Catalogue) -> Iterator[PlannedW
         raise ValueError(f"plans: expected a folder of plans, week=….parquet, got {folder}")
     for path in plans_in(Path(folder)):
         week = read_facts(path)["week"]
-        table = arrow().parquet.read_table(path, columns=["customer", "offer", "channel", "propensity", "arm"])
+        table = read_parquet(path, columns=["customer", "offer", "channel", "propensity", "arm"])
         texts = {name: table[name].to_pylist() for name in ("customer", "offer", "channel", "arm")}
         yield PlannedWeek(
             source=str(path),

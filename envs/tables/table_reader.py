@@ -55,7 +55,7 @@ def load_table(path: str | None, separator: str, *, where: str = "", only: list[
     pa = arrow()
     try:
         if Path(path).suffix.lower() in PARQUET:
-            table = pa.parquet.read_table(path)
+            table = pa.parquet.read_table(path, page_checksum_verification=True)
             names = table.column_names
         else:
             names = header_names(path, separator)

@@ -20,6 +20,7 @@ from rlcore.distributions import flatten
 from rlcore.offline import log_header
 from rlcore.offline.file_columns import ChunkReader, arrow, combinations, numbered, to_columns
 from rlcore.offline.logged_dataset import ColumnNames, LoggedDataset, check_rows, named_rows
+from rlcore.offline.parquet_files import parquet_writer
 from rlcore.runs import checkpoint
 
 NAMED_COLUMNS = 8  # columns of a file that a message names
@@ -57,8 +58,12 @@ def write_log(path: Path | str, parts: Iterable[LoggedDataset]) -> int:
                 columns = to_columns(part)
                 table = pa.table(columns)
                 if writer is None:
-                    open_writer = csv_writer if is_csv else parquet_writer
-                    writer = open_writer(temporary, table.schema)
+                    repetitive = [name for name in table.column_names if "state_" in name or name == "policy"]
+                    writer = (
+                        csv_writer(temporary, table.schema)
+                        if is_csv
+                        else parquet_writer(temporary, table.schema, repetitive)
+                    )
                 writer.write_table(table)
                 rows += len(part)
         finally:
@@ -81,14 +86,6 @@ def check_writable(path: Path) -> None:
 def csv_writer(path: Path, schema):
     """Open a CSV file of a pyarrow.Schema."""
     return arrow().csv.CSVWriter(str(path), schema)
-
-
-def parquet_writer(path: Path, schema):
-    """Open a Parquet file of a pyarrow.Schema; columns of few values are stored as dictionaries."""
-    repetitive = [name for name in schema.names if "state_" in name or name == "policy"]
-    return arrow().parquet.ParquetWriter(
-        str(path), schema, compression="zstd", use_dictionary=repetitive, write_page_checksum=True
-    )
 
 
 class Reader:
@@ -156,7 +153,7 @@ class Reader:
                     check_rows(dataset, str(self.path))
                     first += part.num_rows
                     yield dataset
-        except self.pa.ArrowException as error:
+        except (self.pa.ArrowException, OSError) as error:
             raise self._unreadable(error) from error
         if not first:
             raise ValueError(f"{self.path}: expected decisions, got no row")

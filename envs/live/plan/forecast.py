@@ -13,6 +13,7 @@ from envs.live.plan.inputs.past_weeks import PastWeeks
 from envs.live.plan.output.plan_file import plans_in, read_facts
 from envs.offers.world.catalogue import Catalogue
 from rlcore.offline.file_columns import arrow
+from rlcore.offline.parquet_files import read_parquet
 
 
 class Forecast(NamedTuple):
@@ -97,6 +98,8 @@ def _sends(path: Path, place: dict[str, int], catalogue: Catalogue) -> tuple[np.
     table = pa.parquet.read_table(path, columns=["customer", "arm", "offer", "channel", "spend"])
     is_sent = pa.compute.not_equal(table["offer"].cast(pa.string()), "")
     table = table.filter(pa.compute.and_(is_sent, pa.compute.equal(table["arm"].cast(pa.string()), ARMS[RL])))
+    table = read_parquet(path, columns=["customer", "offer", "channel", "spend"])
+    table = table.filter(pa.compute.not_equal(table["offer"].cast(pa.string()), ""))
     offer = [catalogue.offers.index(x) if x in catalogue.offers else 0 for x in table["offer"].to_pylist()]
     channel = [catalogue.channels.index(x) if x in catalogue.channels else 0 for x in table["channel"].to_pylist()]
     row = np.array([place.get(x, -1) for x in table["customer"].to_pylist()], dtype=np.int64)

@@ -17,7 +17,7 @@ from envs.live.plan.output.plan_file import read_facts
 from envs.live.plan.reasons import RuleNames, number, pair_name
 from envs.live.plan.run import PlanRequest, past_weeks, read_customers
 from envs.live.plan.scoring import best_refused, score_customers
-from rlcore.offline.file_columns import arrow
+from rlcore.offline.parquet_files import read_parquet
 
 
 def why(policy: ExportedPolicy, request: PlanRequest, customer: str) -> list[str]:
@@ -42,12 +42,11 @@ def why(policy: ExportedPolicy, request: PlanRequest, customer: str) -> list[str
 
 def planned_row(path: Path, customer: str) -> dict[str, Any]:
     """Return a customer's row of a plan, None where it is empty."""
-    pa = arrow()
     if not path.is_file():
         raise ValueError(f"{path}: no such plan; make the plan first, without why=")
     if "fees" not in read_facts(path):
         raise ValueError(f"{path}: expected a plan of this version, got one without prices of channels; plan it again")
-    rows = pa.parquet.read_table(path, filters=[("customer", "=", customer)]).to_pylist()
+    rows = read_parquet(path, filters=[("customer", "=", customer)]).to_pylist()
     if not rows:
         raise ValueError(f"{path}: has no customer '{customer}'")
     return rows[0]

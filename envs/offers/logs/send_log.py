@@ -17,6 +17,7 @@ import numpy as np
 from envs.offers.logs.customer_weeks import ARMS, CustomerWeeks
 from rlcore.offline.file_columns import arrow
 from rlcore.offline.logged_dataset import FIRST_ROW
+from rlcore.offline.parquet_files import parquet_writer, read_parquet
 from rlcore.runs.checkpoint import atomic
 
 KEY = b"crm_rl.send_log"  # of the file's metadata
@@ -97,7 +98,7 @@ def is_send_log(path: Path | str) -> bool:
 
 def count_weeks(path: Path | str) -> int:
     """Return the number of weeks of a log of sends."""
-    return int(arrow().parquet.read_table(path, columns=["week"]).column("week").to_numpy().max()) + 1
+    return int(read_parquet(path, columns=["week"]).column("week").to_numpy().max()) + 1
 
 
 def write(path: Path | str, log: CustomerWeeks, calendar: Calendar, offers: list[str], channels: list[str]) -> int:
@@ -134,7 +135,7 @@ def write(path: Path | str, log: CustomerWeeks, calendar: Calendar, offers: list
                     first_day = np.datetime64(calendar.start + DAYS * week, "D")
                     columns["date"] = pa.array(np.full(len(who), first_day), pa.date32())
                 table = pa.table(columns).replace_schema_metadata(metadata)
-                writer = writer or pa.parquet.ParquetWriter(str(temporary), table.schema, compression="zstd")
+                writer = writer or parquet_writer(temporary, table.schema)
                 writer.write_table(table)
                 rows += len(who)
         finally:
@@ -150,13 +151,12 @@ def write(path: Path | str, log: CustomerWeeks, calendar: Calendar, offers: list
 
 def read(path: Path | str, offers: list[str], channels: list[str]) -> tuple[CustomerWeeks, Calendar]:
     """Read a log whose offers and channels are those of a catalogue; raise ValueError where it is none."""
-    pa = arrow()
     if not is_send_log(path):
         raise ValueError(f"{path}: expected a log that scripts/import_sends.py wrote")
+    table = read_parquet(path, columns=list(COLUMNS))
     try:
-        table = pa.parquet.read_table(path, columns=list(COLUMNS))
         calendar = Calendar(**json.loads(table.schema.metadata[KEY]))
-    except (pa.ArrowException, OSError, ValueError, TypeError) as error:
+    except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: can't be read as a log of sends: {str(error).splitlines()[0]}") from error
     customer = _dictionary(table, "customer")
     ids = tuple(customer.dictionary.to_pylist())

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from rlcore.offline.file_columns import arrow
+from rlcore.offline.parquet_files import parquet_writer
 from rlcore.runs.checkpoint import atomic
 
 PLAN = re.compile(r"week=\d+\.parquet")  # the name of a plan, and not of a copy of one
@@ -117,12 +118,11 @@ def plan_table(columns: dict[str, Any], facts: dict[str, Any], rows: slice):
 
 def write_plan(path: Path, columns: dict[str, Any], facts: dict[str, Any]) -> None:
     """Write a plan; the file appears whole or not at all, and equal plans are equal bytes."""
-    pa = arrow()
     n = len(columns["decision"])
     schema = plan_table(columns, facts, slice(0, 0)).schema
 
     def fill(temporary: Path) -> None:
-        with pa.parquet.ParquetWriter(str(temporary), schema, compression="zstd") as writer:
+        with parquet_writer(temporary, schema) as writer:
             for start in range(0, n, ROWS):
                 writer.write_table(plan_table(columns, facts, slice(start, start + ROWS)))
 

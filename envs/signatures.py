@@ -14,6 +14,8 @@ from envs.range_checks import plain
 
 TARGET, PARTIAL, POSITIONAL, CLASS = "_target_", "_partial_", "_args_", "hydra.utils.get_class"
 OF_HYDRA = (TARGET, PARTIAL, POSITIONAL, "_convert_", "_recursive_")  # keys of a part that are not given to its target
+PLAIN = ("str", "int", "float", "bool", "list", "dict")  # what has a range, or a message of its own, where it is null
+NULLABLE = ("None", "Any", "object")  # words of annotations that admit null
 
 Parameters = Mapping[str, inspect.Parameter]
 
@@ -22,8 +24,8 @@ def check_signatures(config: Any) -> None:
     """Raise ValueError, in one line that names key and class, where a class can't be given what a configuration says.
 
     A part is a mapping with a `_target_`. Its target must exist and take the part's keys, and each parameter that has
-    no default must stand among the keys. A parameter of our own classes that is a Callable must be given a part, and
-    null only a parameter whose annotation has None.
+    no default must stand among the keys. A parameter of our own classes that is a Callable must be given a part; null in
+    place of a part needs None in the annotation.
     """
     for key, part in parts_of(plain(config)):
         target = located(key, part[TARGET])
@@ -104,7 +106,7 @@ def check_keys(key: str, part: dict, name: str, parameters: Parameters) -> None:
 
 def check_kind(key: str, value: Any, name: str, annotation: str) -> None:
     """Raise ValueError where a parameter of our own classes is given null, or no part, against its annotation."""
-    if value is None and not any(word in annotation for word in ("None", "Any", "object")):
+    if value is None and not annotation.startswith(PLAIN) and not any(word in annotation for word in NULLABLE):
         raise ValueError(f"{key}: expected {annotation}, which {name} needs, got null")
     if value is None or not annotation.startswith("Callable"):
         return

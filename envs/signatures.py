@@ -24,8 +24,8 @@ def check_signatures(config: Any) -> None:
     """Raise ValueError, in one line that names key and class, where a class can't be given what a configuration says.
 
     A part is a mapping with a `_target_`. Its target must exist and take the part's keys, and each parameter that has
-    no default must stand among the keys. A parameter of our own classes that is a Callable must be given a part; null in
-    place of a part needs None in the annotation.
+    no default must stand among the keys. A parameter of our own classes that is a Callable must be given a part; where
+    a part is null, the annotation must have None.
     """
     for key, part in parts_of(plain(config)):
         target = located(key, part[TARGET])

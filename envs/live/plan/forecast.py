@@ -95,11 +95,9 @@ def corrections(
 def _sends(path: Path, place: dict[str, int], catalogue: Catalogue) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the actions, rows in the log (−1: none) and expected spends of the sends of a plan's arm rl, [M] each."""
     pa = arrow()
-    table = pa.parquet.read_table(path, columns=["customer", "arm", "offer", "channel", "spend"])
+    table = read_parquet(path, columns=["customer", "arm", "offer", "channel", "spend"])
     is_sent = pa.compute.not_equal(table["offer"].cast(pa.string()), "")
     table = table.filter(pa.compute.and_(is_sent, pa.compute.equal(table["arm"].cast(pa.string()), ARMS[RL])))
-    table = read_parquet(path, columns=["customer", "offer", "channel", "spend"])
-    table = table.filter(pa.compute.not_equal(table["offer"].cast(pa.string()), ""))
     offer = [catalogue.offers.index(x) if x in catalogue.offers else 0 for x in table["offer"].to_pylist()]
     channel = [catalogue.channels.index(x) if x in catalogue.channels else 0 for x in table["channel"].to_pylist()]
     row = np.array([place.get(x, -1) for x in table["customer"].to_pylist()], dtype=np.int64)

@@ -290,14 +290,8 @@ def test_a_view_of_states_is_refused(shop, tmp_path):
     folder, env, _ = shop
     found = imported(shop)
     send_log.write(tmp_path / "log.parquet", found.log, found.calendar, *names_of(env))
-<<<<<<< HEAD
     view = "env/observation=state"
     config = composed("experiment=shop", view, f"hydra.searchpath=[file://{folder}]", name="import_sends")
-=======
-    config = composed(
-        "experiment=shop", "env/observation=state", f"hydra.searchpath=[file://{folder}]", name="import_sends"
-    )
->>>>>>> a08bbe4 (The environment that a checkpoint brings is not held against the signatures of the one that is composed)
     seeing = instantiate(config.env, _convert_="all")(torch.device("cpu"), 0)
     with pytest.raises(
         ValueError, match="no habit, fatigue or expectation: expected env/observation=history or belief"

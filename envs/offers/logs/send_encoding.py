@@ -120,6 +120,8 @@ class Encoder:
         offer, channel = (torch.from_numpy(x[:, self.at]).long().to(self.device) for x in (log.offer, log.channel))
         customer = torch.arange(len(self.at), device=self.device)
         breaks = ~policy.static_mask[customer, offer, channel] & (offer > 0)
+        if not breaks.any():
+            return policy
         return replace(policy, static_mask=policy.static_mask | breaks.any(0)[:, None, None])
 
     def seasons(self) -> Iterator[LoggedDataset]:
@@ -154,7 +156,9 @@ class Encoder:
         state = self.state(memory)
         subscribed = codec.subscribed(state, memory)
         options = self.contact_policy(subscribed, list(contacts))
-        possible = self.earlier_rules(subscribed, list(contacts)).action_mask
+        possible = options.action_mask
+        if self.earlier_rules is not self.contact_policy:
+            possible = self.earlier_rules(subscribed, list(contacts)).action_mask
         features = options.with_caps_left(self.features)
         week_of_season = week % self.env.world.weeks
         obs = codec.encode(features, state, memory, week_of_season, self.seen_price, self.features.new_zeros(n))

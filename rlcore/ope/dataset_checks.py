@@ -19,7 +19,7 @@ SUPPORTED = 0.5
 # what is left is selected by an action where less than this share of the action's decisions is left, as a multiple of
 # the share that is left of all decisions, and so many would be
 SELECTED = 0.25
-EXPECTED = 30
+EXPECTED = 10
 FAR = 1e5  # standard deviations from the mean of the other folds, beyond which a model's prediction means nothing
 
 

@@ -134,14 +134,15 @@ def test_propensities_that_are_missing_by_chance_select_nothing():
 
 
 def test_seasons_without_a_propensity_of_silent_weeks_are_not_reduced_to_seasons_of_sends():
-    """1,000 units of 12 weeks, but for 40 of one week: without silent weeks, sends of the 40 alone would be left."""
-    weeks = torch.where(torch.arange(1000) < 40, 1, 12)
+    """1,000 units of 12 weeks, but for 60 of one week: without silent weeks, sends of the 60 alone would be left."""
+    weeks = torch.where(torch.arange(1000) < 60, 1, 12)
     log = trial(int(weeks.sum()))
     step = torch.cat([torch.arange(k) for k in weeks.tolist()])
     log = replace(log, unit=torch.arange(1000).repeat_interleave(weeks), step=step)
-    log = replace(log, propensity=log.propensity.masked_fill(log.action == 0, math.nan))
-    kept, _, said = without_unknown_propensities(log, always(log, 1), lambda action: ("nothing", "a", "b")[action])
-    assert len(kept) == len(log) and "'nothing' (0 of " in said[0]
+    sends = torch.arange(len(log)) % 2 == 1  # so that no unit of 12 weeks sends in all of them
+    log = replace(log, action=sends.long(), propensity=torch.where(sends, 0.5, math.nan).double())
+    kept, _, said = without_unknown_propensities(log, always(log, 1), lambda action: ("nothing", "send", "")[action])
+    assert len(kept) == len(log) and "'nothing' (0 of 5,670 left)" in said[0]
 
 
 def test_a_logging_policy_without_propensities_is_left_out_as_a_whole_whatever_it_did():
@@ -155,9 +156,9 @@ def test_a_logging_policy_without_propensities_is_left_out_as_a_whole_whatever_i
 
 
 def test_support_is_that_of_the_decisions_that_are_left():
-    """All 20 decisions of an action lack a propensity: too few to tell by what they are selected, but none is left."""
+    """All 8 decisions of an action lack a propensity: too few to tell by what they are selected, but none is left."""
     log = trial(600)
-    rare = (log.action == 2) & (torch.cumsum(log.action == 2, 0) > 20)
+    rare = (log.action == 2) & (torch.cumsum(log.action == 2, 0) > 8)
     log = log[~rare]
     log = replace(log, propensity=log.propensity.masked_fill(log.action == 2, math.nan))
     found = evaluator()(log, torch.full((len(log), ARMS), 1 / ARMS))

@@ -6,11 +6,12 @@ import json
 import math
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from email_rl.data.mails import Mails, words
+from email_rl.data.mails import OUTCOMES, Mails, words
 from email_rl.data.metrics import fit_temperature, log_losses
 
 FILE = "bag_of_words.json"  # in a reward model's folder, in place of a network's files
@@ -31,7 +32,30 @@ class BagOfWords:
         self.temperature = 1.0
 
     @staticmethod
-    def fit(
+    def fit(train: Mails, valid: Mails, seed: int, **settings: Any) -> BagOfWords:
+        """Train on mails, by the settings of `train`; the validation mails choose the epoch and the temperature."""
+        bag = BagOfWords.train(train, valid, seed, **settings)
+        logits = bag.logits(bag.ids(valid.contexts, valid.texts)).detach()
+        bag.temperature = fit_temperature(logits, valid.outcome, torch.ones(len(valid)))
+        return bag
+
+    @staticmethod
+    def fit_all(mails: Mails, folds: list[list[int]], seed: int, **settings: Any) -> BagOfWords:
+        """Train on all mails to the end; each fold's logits without the fold's mails choose the temperature.
+
+        `folds` has the rows of each fold. Few mails are too few to hold some of them back.
+        """
+        held_out = torch.zeros(len(mails), len(OUTCOMES))
+        for fold in folds:
+            kept, rest = mails.rows(sorted(set(range(len(mails))) - set(fold))), mails.rows(fold)
+            part = BagOfWords.train(kept, kept, seed, **settings)
+            held_out[fold] = part.logits(part.ids(rest.contexts, rest.texts)).detach()
+        bag = BagOfWords.train(mails, mails, seed, **settings)
+        bag.temperature = fit_temperature(held_out, mails.outcome, torch.ones(len(mails)))
+        return bag
+
+    @staticmethod
+    def train(
         train: Mails,
         valid: Mails,
         seed: int,
@@ -42,10 +66,7 @@ class BagOfWords:
         min_steps: int,
         batch_size: int,
     ) -> BagOfWords:
-        """Train on mails, for at least `min_steps` gradient steps.
-
-        The validation mails choose the epoch and the temperature.
-        """
+        """Train on mails, for at least `min_steps` gradient steps, at temperature 1; `valid` chooses the epoch."""
         counts = Counter(word for mail in zip(train.contexts, train.texts) for word in set(BagOfWords.words(*mail)))
         bag = BagOfWords(sorted(word for word, n in counts.items() if n > 1))
         generator = torch.Generator().manual_seed(seed)
@@ -76,7 +97,6 @@ class BagOfWords:
             best_weight, best_bias = best
             bag.weight.weight.copy_(best_weight)
             bag.bias.copy_(best_bias)
-            bag.temperature = fit_temperature(bag.logits(valid_ids), valid.outcome, torch.ones(len(valid)))
         return bag
 
     @staticmethod

@@ -92,10 +92,17 @@ class HeldOutLosses(NamedTuple):
     encoder: Tensor | None  # None: it was not fitted again
 
 
+class Fitters(NamedTuple):
+    """What fits models to training and validation mails."""
+
+    encoder: FitModel
+    bag: FitModel  # a bag of words, whose training the validation mails stop
+    bag_of_few: FitModel  # a bag of words that learns from training and validation mails alike
+
+
 def choose_reward_model(
     encoder: OutcomeModel,
-    fit_encoder: FitModel,
-    fit_bag: FitModel,
+    fit: Fitters,
     train: Mails,
     valid: Mails,
     group: GroupMails,
@@ -106,13 +113,14 @@ def choose_reward_model(
     A bag of words that is not ahead of the majority knows nothing; then the encoder must be ahead of the majority.
     Where validation mails are few, both are compared with each other and with the majority by cross-fitting over
     training and validation mails: training has chosen its weights by the few, and the more weights there are to choose
-    from, the more that flatters them.
+    from, the more that flatters them. The bag of words then learns from training and validation mails alike.
     """
-    bag = fit_bag(train, valid)
+    bag = fit.bag(train, valid)
     losses = HeldOutLosses(_majority_losses(train, valid), _log_losses(bag, valid), _log_losses(encoder, valid))
     are_few = len(valid) < settings.few_mails
     if are_few:
-        losses = _cross_fitted_losses(losses, fit_encoder, fit_bag, _folds(train + valid, group, settings), settings)
+        losses = _cross_fitted_losses(losses, fit, _folds(train + valid, group, settings), settings)
+        bag = fit.bag_of_few(train, valid)
     bag_knows = _is_ahead(losses.bag, losses.majority, settings)
     is_encoder = _is_ahead(losses.encoder, losses.bag if bag_knows else losses.majority, settings)
     gains = losses.majority - (losses.encoder if is_encoder and losses.encoder is not None else losses.bag)
@@ -138,13 +146,19 @@ def gain_over_majority(
     return gains.mean().item(), *metrics.bootstrap_interval(gains, settings.bootstrap_samples, settings.seed)
 
 
-def bag_fitter(seed: int, settings: dict) -> FitModel:
-    """Return what fits a bag of words to training and validation mails."""
+def bag_fitters(
+    seed: int, bag_settings: dict, group: GroupMails, settings: ChoiceSettings
+) -> tuple[FitModel, FitModel]:
+    """Return what fits a bag of words, and what fits one to few mails: `Fitters.bag` and `Fitters.bag_of_few`."""
 
     def fit(train: Mails, valid: Mails) -> BagOfWords:
-        return BagOfWords.fit(train, valid, seed, **settings)
+        return BagOfWords.fit(train, valid, seed, **bag_settings)
 
-    return fit
+    def fit_few(train: Mails, valid: Mails) -> BagOfWords:
+        mails = train + valid
+        return BagOfWords.fit_all(mails, _fold_rows(mails, group, settings), seed, **bag_settings)
+
+    return fit, fit_few
 
 
 class WithMajority:
@@ -164,9 +178,7 @@ class WithMajority:
 
 def _folds(mails: Mails, group: GroupMails, settings: ChoiceSettings) -> list[Mails]:
     """Split mails into folds with like shares of outcomes; a group shares a fold."""
-    shares = {str(fold): 1 / settings.folds for fold in range(settings.folds)}
-    rows = splitting.stratified_split(mails, group(mails), shares, settings.seed).values()
-    folds = [mails.rows(fold) for fold in rows if fold]
+    folds = [mails.rows(fold) for fold in _fold_rows(mails, group, settings)]
     if len(folds) < LEAST_FOLDS:
         raise ValueError(
             f"env.data: {len(mails)} mails make {len(folds)} groups of near-duplicates; expected {LEAST_FOLDS} or more "
@@ -175,24 +187,30 @@ def _folds(mails: Mails, group: GroupMails, settings: ChoiceSettings) -> list[Ma
     return folds
 
 
+def _fold_rows(mails: Mails, group: GroupMails, settings: ChoiceSettings) -> list[list[int]]:
+    """Return the rows of each fold that has any."""
+    shares = {str(fold): 1 / settings.folds for fold in range(settings.folds)}
+    return [rows for rows in splitting.stratified_split(mails, group(mails), shares, settings.seed).values() if rows]
+
+
 def _cross_fitted_losses(
-    on_valid: HeldOutLosses, fit_encoder: FitModel, fit_bag: FitModel, folds: list[Mails], settings: ChoiceSettings
+    on_valid: HeldOutLosses, fit: Fitters, folds: list[Mails], settings: ChoiceSettings
 ) -> HeldOutLosses:
     """Return the log-losses of all mails of the folds by cross-fitting, given those of the validation mails.
 
     The encoder is fitted again only where it seems ahead on validation mails, or where the bag of words knows nothing.
     """
-    of_majority, of_bag = _cross_fitted(fit_bag, folds, settings)
+    of_majority, of_bag = _cross_fitted(fit.bag_of_few, folds, settings)
     seems_ahead = _is_ahead(on_valid.encoder, on_valid.bag, settings)
     is_asked = seems_ahead or not _is_ahead(of_bag, of_majority, settings)
-    return HeldOutLosses(of_majority, of_bag, _cross_fitted(fit_encoder, folds, settings)[1] if is_asked else None)
+    return HeldOutLosses(of_majority, of_bag, _cross_fitted(fit.encoder, folds, settings)[1] if is_asked else None)
 
 
 def _cross_fitted(fit: FitModel, folds: list[Mails], settings: ChoiceSettings) -> tuple[Tensor, Tensor]:
     """Return the log-losses of the majority and of a model [N], each of a mail that the model has not seen.
 
-    A model trains on all folds but two: the mail's, and the one that chooses its weights and temperature. That few
-    mails choose too sure a temperature, so a part `majority_share` of the model's probabilities is the majority's.
+    A model trains on all folds but the mail's; one of these is its validation mails. That few mails choose
+    too sure a temperature, so a part `majority_share` of the model's probabilities is the majority's.
     """
     of_majority, of_model = [], []
     for i, held_out in enumerate(folds):

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
-from email_rl.data.dataset import MailDataset
+from email_rl.data.dataset import JUDGE, SPLITS, MailDataset
 from email_rl.data.mails import Mails
 from email_rl.models.hf_io import from_folder
 from email_rl.models.language_models import read_language_model
@@ -19,9 +19,10 @@ from email_rl.models.policy import LanguageModelPolicy
 from email_rl.models.sampling_check import check_sampling
 from email_rl.reward_model.reward_choice import (
     ChoiceSettings,
+    Fitters,
     Verdict,
     WithMajority,
-    bag_fitter,
+    bag_fitters,
     choose_reward_model,
     gain_over_majority,
 )
@@ -134,9 +135,8 @@ class ModelSources:
     def _report_given(self, reward_model: OutcomeModel) -> None:
         """Print how far a given reward model is ahead of the majority on validation mails, and warn where it is not."""
         valid = self.dataset.valid
-        ahead, low, high = gain_over_majority(reward_model, self.dataset.train, valid, self.choice)
-        gain = f"by {ahead:.3f} nats a mail ({low:.3f} to {high:.3f}) on {len(valid):,} validation mails"
-        if low > 0:
+        is_ahead, gain = self._gain(reward_model, self.dataset.train, valid, f"{len(valid):,} validation mails")
+        if is_ahead:
             print(f"{REWARD_MODEL_FOLDER}: {self.reward_model_folder}: ahead of the majority {gain}")
         else:
             print(
@@ -145,21 +145,36 @@ class ModelSources:
                 file=sys.stderr,
             )
 
+    def _gain(self, model: OutcomePredictor, train: Mails, mails: Mails, which: str) -> tuple[bool, str]:
+        """Tell whether a model is ahead of the training mails' majority by more than chance, and by how much, in words.
+
+        `mails` are such that the model has not learnt from; `which` names them.
+        """
+        ahead, low, high = gain_over_majority(model, train, mails, self.choice)
+        return low > 0, f"by {ahead:.3f} nats a mail ({low:.3f} to {high:.3f}) on {which}"
+
     def judge(self, accelerate: Accelerate) -> OutcomePredictor:
         """Return a judge for mails without a gold model: a reward model on mails that no other model has seen.
 
-        Where these mails are few the judge is the mixture with the majority that its verdict is of.
+        Where these mails are few the judge is the mixture with the majority that its verdict is of. The judge itself is
+        tried on the mails of all other splits, of which it has seen none.
         """
         dataset = self.dataset.judge_dataset()
-        folder, verdict = self._train_reward_model("judge", dataset, NullLogger(), lambda: False, accelerate)
-        if not verdict.is_informed:
+        folder, verdict = self._train_reward_model(JUDGE, dataset, NullLogger(), lambda: False, accelerate)
+        learnt = load_outcome_model(folder, self.dataset.device, self.batch_size)
+        share = verdict.majority_share
+        model: OutcomePredictor = WithMajority(learnt, dataset.train, share) if share else learnt
+        others = sum((self.dataset.splits[side] for side in SPLITS[1:]), self.dataset.train)
+        is_ahead, gain = self._gain(model, dataset.train, others, f"the {len(others):,} mails of the other splits")
+        if is_ahead:
+            print(f"{JUDGE}: ahead of the majority {gain}")
+        else:
             print(
-                f"warning: the judge is not ahead of the majority on {verdict.mails:,} mails ({verdict.ahead:.3f} nats "
-                f"a mail, {verdict.low:.3f} to {verdict.high:.3f}): what it says of the policy's mails means little",
+                f"warning: the judge is not ahead of the majority by more than chance ({gain}): what it says of the "
+                "policy's mails means little",
                 file=sys.stderr,
             )
-        model = load_outcome_model(folder, self.dataset.device, self.batch_size)
-        return WithMajority(model, dataset.train, verdict.majority_share) if verdict.majority_share else model
+        return model
 
     def _train_reward_model(
         self, name: str, dataset: MailDataset, logger: Logger, should_stop: Callable[[], bool], accelerate: Accelerate
@@ -178,8 +193,7 @@ class ModelSources:
         def make(folder: Path) -> None:
             model, verdict = choose_reward_model(
                 fit(dataset, logger),
-                fit_again,
-                bag_fitter(self.seed, dataset.bag_of_words),
+                Fitters(fit_again, *bag_fitters(self.seed, dataset.bag_of_words, dataset.groups, self.choice)),
                 dataset.train,
                 dataset.valid,
                 dataset.groups,

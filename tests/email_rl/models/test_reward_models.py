@@ -12,6 +12,7 @@ from transformers import BertConfig, BertForSequenceClassification, GPT2Config, 
 
 from configs import node
 from email_rl.data.mails import Mails
+from email_rl.data.metrics import fit_temperature
 from email_rl.models.bag_of_words import FILE, BagOfWords
 from email_rl.models.encoders import cut_inputs, small_enough, tokenize
 from email_rl.models.outcome_model import load_outcome_model, unpack_outcome_model
@@ -75,6 +76,25 @@ def test_a_bag_of_words_takes_its_least_steps_and_no_more_passes(monkeypatch, ba
     assert len(steps) == taken
 
 
+def test_a_bag_of_few_words_learns_from_all_mails_and_held_out_logits_choose_its_temperature():
+    texts = [f"{'good' if y else 'bad'} word{i % 3} {'rare' if i > 7 else ''}" for i, y in enumerate([0, 1] * 5)]
+    mails = Mails(["c"] * 10, texts, torch.tensor([0, 1] * 4 + [1, 0]))  # two that the words tell wrong
+    settings = {"lr": 0.1, "weight_decay": 0.0, "epochs": 5, "min_steps": 20, "batch_size": 8}
+    folds = [[0, 3, 8], [1, 2, 9], [4, 5, 6, 7]]
+    bag = BagOfWords.fit_all(mails, folds, 0, **settings)
+    whole = BagOfWords.train(mails, mails, 0, **settings)
+    assert torch.equal(bag.weight.weight, whole.weight.weight) and "rare" in bag.vocabulary
+    logits = torch.zeros(10, 3)
+    for fold in folds:
+        rest = mails.rows([i for i in range(10) if i not in fold])
+        part = BagOfWords.train(rest, rest, 0, **settings)
+        for i in fold:
+            logits[i] = part.logits(part.ids(["c"], [texts[i]]))[0]
+    assert bag.temperature == pytest.approx(fit_temperature(logits.detach(), mails.outcome, torch.ones(10)))
+    assert bag.temperature > 1  # of two mails of ten the words say the wrong thing
+
+
+@pytest.mark.slow
 def test_a_users_own_classifier_reads_the_text_alone_and_no_more_than_its_positions(tmp_path):
     model, words = own_classifier(tmp_path)
     long = "good day bob " * 40

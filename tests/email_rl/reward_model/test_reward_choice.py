@@ -14,8 +14,9 @@ from email_rl.models.bag_of_words import BagOfWords
 from email_rl.reward_model.refresh import without_crossing
 from email_rl.reward_model.reward_choice import (
     ChoiceSettings,
+    Fitters,
     WithMajority,
-    bag_fitter,
+    bag_fitters,
     choose_reward_model,
     majority_shares,
 )
@@ -63,12 +64,15 @@ def group(mails):
     return near_duplicate_groups(mails.texts, 0.8)
 
 
+def fitters(fit_encoder, group=group, fit_bag=None):
+    bags = (fit_bag, fit_bag) if fit_bag else bag_fitters(0, BAG, group, ChoiceSettings(**SETTINGS))
+    return Fitters(fit_encoder, *bags)
+
+
 def choose(train, valid, strength, fit_bag=None, group=group, **changes):
     encoder = Rule(strength)
     settings = ChoiceSettings(**{**SETTINGS, **changes})
-    return choose_reward_model(
-        encoder, lambda *_: encoder, fit_bag or bag_fitter(0, BAG), train, valid, group, settings
-    )
+    return choose_reward_model(encoder, fitters(lambda *_: encoder, group, fit_bag), train, valid, group, settings)
 
 
 def test_an_encoder_that_is_ahead_of_the_bag_of_words_is_the_reward():
@@ -117,7 +121,7 @@ def test_few_validation_mails_are_not_asked_alone_every_mail_is_held_out_once():
         return made[-1]
 
     encoder = fit(train, valid)
-    _, verdict = choose_reward_model(encoder, fit, bag_fitter(0, BAG), train, valid, group, ChoiceSettings(**SETTINGS))
+    _, verdict = choose_reward_model(encoder, fitters(fit), train, valid, group, ChoiceSettings(**SETTINGS))
     assert verdict.mails == 72 and not verdict.is_informed
     held_out = [text for model in made[1:] for text in model.asked]
     assert sorted(held_out) == sorted(train.texts + valid.texts)
@@ -130,9 +134,8 @@ def test_an_encoder_that_is_lucky_on_few_validation_mails_gives_way_to_a_bag_of_
     """Validation mails known by heart make an encoder look ahead; on mails that it has not seen it knows nothing."""
     train, valid = mails(60, in_words=True), mails(12, seed=9, in_words=True)
     lucky, blind = Rule(0.999), Rule(1 / 3)
-    fit = bag_fitter(0, BAG)
     settings = ChoiceSettings(**SETTINGS)
-    model, verdict = choose_reward_model(lucky, lambda *_: blind, fit, train, valid, group, settings)
+    model, verdict = choose_reward_model(lucky, fitters(lambda *_: blind), train, valid, group, settings)
     assert isinstance(model, BagOfWords) and verdict.is_informed and verdict.behind_bag > 0 and verdict.mails == 72
 
 
@@ -157,7 +160,12 @@ def test_an_encoder_that_knows_is_the_reward_where_it_is_within_chance_of_a_bag_
     train, valid = mails(300), mails(152, seed=1)
     encoder, bag = Told(train, valid, 0.05, (1, -1, 1, -1)), Told(train, valid, 0.02, (1, 1, -1, -1))
     model, verdict = choose_reward_model(
-        encoder, lambda *_: encoder, lambda *_: bag, train, valid, group, ChoiceSettings(**SETTINGS)
+        encoder,
+        fitters(lambda *_: encoder, fit_bag=lambda *_: bag),
+        train,
+        valid,
+        group,
+        ChoiceSettings(**SETTINGS),
     )
     assert model is encoder and verdict.is_informed and not verdict.bag_knows
     assert verdict.ahead == pytest.approx(0.05) and verdict.behind_bag == pytest.approx(-0.03)

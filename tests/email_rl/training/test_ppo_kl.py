@@ -421,7 +421,7 @@ def test_what_was_trained_is_kept_for_other_runs_with_the_same_settings(kept, ca
 
 
 @pytest.mark.long
-def test_a_users_csv_is_judged_by_a_model_of_other_mails(kept, tmp_path):
+def test_a_users_csv_is_judged_by_a_model_of_other_mails(kept, tmp_path, capsys):
     path = write_csv(tmp_path / "mails.csv", mail_rows(300))
     agent, evaluation = build(kept, f"env.data={path}")
     sides = agent.env.splits
@@ -432,7 +432,15 @@ def test_a_users_csv_is_judged_by_a_model_of_other_mails(kept, tmp_path):
     found = evaluation.evaluate(agent, "ppo_kl").to_metrics()
     assert 0 <= found["policy"]["judge_conversion"] <= 1 and "gold_conversion" not in found["policy"]
     mails = sides["valid"].contexts, sides["valid"].texts
-    assert not torch.equal(agent.judge().probabilities(*mails), agent.reward_model.probabilities(*mails))
+    capsys.readouterr()
+    judge = agent.judge()
+    assert not torch.equal(judge.probabilities(*mails), agent.reward_model.probabilities(*mails))
+    others, learnt = sides["train"] + sides["valid"] + sides["test"], agent.env.judge_dataset().train.outcome.tolist()
+    counts = [1 + learnt.count(k) for k in range(3)]
+    likely = judge.probabilities(others.contexts, others.texts).tolist()
+    ahead = [math.log(p[y] / (counts[y] / sum(counts))) for p, y in zip(likely, others.outcome.tolist())]
+    gain = f"by {sum(ahead) / len(ahead):.3f} nats a mail"
+    assert gain in (said := "".join(capsys.readouterr())) and f"on the {len(others)} mails of the other splits" in said
 
 
 @pytest.mark.long

@@ -4,7 +4,7 @@ Usage:
 
     python scripts/write_email.py checkpoint=PATH interactive=true
     python scripts/write_email.py checkpoint=PATH contexts=FILE.csv out=FILE.csv
-    python scripts/write_email.py checkpoint=PATH contexts=FILE.csv out=FILE.csv ab_test=true
+    python scripts/write_email.py checkpoint=PATH contexts=FILE.csv out=FILE.csv draw_arms=true
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ def main(cfg: DictConfig) -> None:
     check_arguments(cfg)
     rows = read_contexts(cfg.contexts) if cfg.contexts else None
     if rows and cfg.out:
-        check_columns(cfg.contexts, rows, cfg.ab_test)
+        check_columns(cfg.contexts, rows, cfg.draw_arms)
     device = choose_device(cfg.device, cfg.threads, cfg.float32_matmul_precision)
     state = checkpoint.load(cfg.checkpoint)
     check_stored_ranges(state["config"], CONF, cfg.checkpoint)
-    arms = ARMS if cfg.ab_test else ARMS[:1]
+    arms = ARMS if cfg.draw_arms else ARMS[:1]
     with fitting(cfg.checkpoint):
         generators = {
             arm: MailGenerator.load(cfg.checkpoint, state, device, cfg.sampling.batch_size, cfg.seed, arm)
@@ -66,7 +66,7 @@ def main(cfg: DictConfig) -> None:
         print_mails(generator, contexts, cfg.mails_per_context, sampling)
         return
     warn_of_truncation(generator, contexts)
-    if cfg.ab_test:
+    if cfg.draw_arms:
         write_ab_test(cfg, generators, draw_arms(rows, cfg.seed), sampling)
         return
     mails = generator.generate(contexts, cfg.mails_per_context, **sampling)
@@ -85,8 +85,8 @@ def check_arguments(cfg: DictConfig) -> None:
         raise ValueError(
             "interactive: expected no contexts and no out beside it: it reads from the terminal and prints"
         )
-    if cfg.ab_test and not (cfg.contexts and cfg.out):
-        raise ValueError("ab_test: expected contexts=FILE.csv and out=FILE.csv beside it")
+    if cfg.draw_arms and not (cfg.contexts and cfg.out):
+        raise ValueError("draw_arms: expected contexts=FILE.csv and out=FILE.csv beside it")
     if cfg.out and not Path(cfg.out).absolute().parent.is_dir():
         raise ValueError(f"out: {Path(cfg.out).absolute().parent}: no such folder")
     if cfg.out and cfg.contexts and Path(cfg.out).resolve() == Path(cfg.contexts).resolve():

@@ -158,7 +158,7 @@ def test_an_ab_test_has_each_rows_mail_by_an_arm_that_is_drawn(saved, tmp_path, 
         weights[name] = x + 0.3 * torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
     save_state(path, "ppo_kl", state["agent"], **state["config"])
     (tmp_path / "in.csv").write_text("id,context\n" + "".join(f"{i},a c\n" for i in range(40)))
-    main(path, contexts=str(tmp_path / "in.csv"), out=str(tmp_path / "out.csv"), ab_test=True)
+    main(path, contexts=str(tmp_path / "in.csv"), out=str(tmp_path / "out.csv"), draw_arms=True)
     rows = table(tmp_path / "out.csv")
     assert [row["id"] for row in rows] == [str(i) for i in range(40)]
     drawn = [row["arm"] for row in rows]
@@ -281,7 +281,7 @@ def test_names_of_columns_stay_as_written_and_those_that_are_written_are_refused
         ({"interactive": True, "out": "x.csv"}, "interactive"),
         ({"out": "/nowhere/x.csv"}, "no such folder"),
         ({"contexts": "x.csv", "out": "./x.csv"}, "is the file of contexts"),
-        ({"ab_test": True, "out": "x.csv"}, "ab_test: expected contexts"),
+        ({"draw_arms": True, "out": "x.csv"}, "draw_arms: expected contexts"),
         ({"path": "/nowhere.pt"}, "no such checkpoint"),
     ],
 )

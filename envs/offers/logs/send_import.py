@@ -18,9 +18,10 @@ from envs.offers.logs.customer_weeks import (
     put_sends,
     staying,
 )
-from envs.offers.logs.planned_weeks import PlannedWeek, put_planned, put_unplanned
+from envs.offers.logs.planned_weeks import PlannedWeek
 from envs.offers.logs.send_checks import check_not_taken, check_one_a_week, check_stay, check_subscribed
 from envs.offers.logs.send_log import Calendar
+from envs.offers.logs.send_propensities import FileFacts, put_propensities
 from envs.offers.logs.send_reader import Table, days_of, read_sends, to_rows
 
 MAX_WEEKS = 1040  # of a log: 20 years
@@ -93,7 +94,6 @@ class Sends:
         self.joined, self.left, self.several, self.lists_silence = joined, left, several, lists_silence
         self.price, self.trips = price, trips
         self.start, self.until = start, until
-        self.propensity_of_nothing = propensity_of_nothing
         self.has_purchases = purchases["path"] is not None
         names = {
             "customer": customer,
@@ -106,6 +106,7 @@ class Sends:
             "margin": None if self.has_purchases else margin,
             "unsubscribed": unsubscribed,
         }
+        self.of_the_file = FileFacts(bool(propensity), propensity_of_nothing, self.has_purchases)
         self.sends = read_sends(path, separator, {key: name for key, name in names.items() if name}, "sends")
         self.has_outcomes = self.has_purchases or bool(bought)
         if not self.has_outcomes:
@@ -136,15 +137,10 @@ class Sends:
         if old is None and not is_new.any():
             raise ValueError(f"{self.sends.path}: expected a send to begin a log with, got none")
         sends_to = calendar.last_of(moment, self.until)
+        weeks = self._weeks_to(sends_to, moment, calendar)
 
         known = dict.fromkeys(old[0].ids) if old else {}
         ids = (*known, *(x for x in given.ids if x not in known))
-        weeks = int(calendar.week_of(np.array(sends_to))) + 1
-        if weeks > MAX_WEEKS:
-            middle = np.median(moment) if len(moment) else sends_to
-            at = np.abs(moment - middle).argmax()  # the row that makes the log so long
-            wrong = np.arange(len(moment)) == at
-            self.sends.refuse("date", wrong, f"sends of at most {MAX_WEEKS:,} weeks, got {weeks:,}")
         log = old[0].extended(ids, weeks) if old else CustomerWeeks.empty(ids, weeks)
         index = {name: k for k, name in enumerate(ids)}
         customer = self._customers(self.sends, index)
@@ -176,19 +172,10 @@ class Sends:
         if self.purchases is not None and bought_at is not None:
             purchases_to = self._put_purchases(log, self.purchases, bought_at, index, calendar)
         check_subscribed(self.sends, log, rows, kept)
-        without = buy_what_was_redeemed(log)
-        if without:
-            self.warnings.append(f"{without:,} redemptions in weeks without a purchase: they count as one of margin 0")
-        returns = drop_returns_alone(log)
-        if returns:
-            self.warnings.append(f"{returns:,} returns in weeks without a purchase: left out")
+        self._complete_purchases(log)
         first_new = max(old[0].weeks - 1, 0) if old else 0  # the older log's last week may have been cut off
-        said = {plan.week: put_planned(log, plan) for plan in plans if plan.week < weeks}
-        first_planned = min(said, default=weeks)
-        new = range(first_new, weeks)
-        self.warnings += [put_unplanned(log, week) for week in new if week > first_planned and week not in said]
-        self._warn_of_missing_propensities(rows, kept[rows.week[kept] < first_planned])
-        self._fill_propensities(log, [week for week in new if week < first_planned])
+        planned, said = put_propensities(log, plans, range(first_new, weeks), rows.take(kept), kept, self.of_the_file)
+        self.warnings += said
         if purchases_to is not None and int(calendar.week_of(np.array(purchases_to))) < weeks - 1:
             self.warnings.append(
                 f"the last purchase is of {calendar.describe(purchases_to)}, before the log's last week: the weeks "
@@ -196,7 +183,6 @@ class Sends:
             )
         calendar = replace(calendar, sends_to=sends_to, purchases_to=purchases_to)
         is_changed = old is None or calendar != old[1] or not old[0].extended(ids, weeks).has_equal_cells(log)
-        planned = [sentence for week, sentence in sorted(said.items()) if week >= first_new]
         return Imported(log, calendar, self.warnings, planned, is_changed)
 
     # ── time ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -208,6 +194,16 @@ class Sends:
                 f"{table.path}: column '{table.names['date']}': expected {kinds[0]}, as in the log, got {kinds[1]}"
             )
         return moments.astype(np.int64)
+
+    def _weeks_to(self, last: int, moments: np.ndarray, calendar: Calendar) -> int:
+        """Return the number of weeks of a log up to the moment `last`; raise ValueError where there are too many."""
+        weeks = int(calendar.week_of(np.array(last))) + 1
+        if weeks > MAX_WEEKS:
+            middle = np.median(moments) if len(moments) else last
+            at = np.abs(moments - middle).argmax()  # the row that makes the log so long
+            wrong = np.arange(len(moments)) == at
+            self.sends.refuse("date", wrong, f"sends of at most {MAX_WEEKS:,} weeks, got {weeks:,}")
+        return weeks
 
     def _count(self, wrong: np.ndarray, what: str, why: str) -> None:
         if wrong.any():
@@ -256,30 +252,11 @@ class Sends:
         taken = moment[week < log.weeks]
         return max(newest, int(taken.max()) if len(taken) else newest)
 
-    def _warn_of_missing_propensities(self, rows: Rows, kept: np.ndarray) -> None:
-        """Warn of listed weeks without a send that get the propensity of weeks that the file does not list."""
-        silent = kept[(rows.offer[kept] == 0) & np.isnan(rows.propensity[kept])]
-        if len(silent) and self.propensity_of_nothing is not None and "propensity" in self.sends.names:
-            self.warnings.append(
-                f"{len(silent):,} rows without a send have no propensity, such as row {silent.min() + 2}: they "
-                "get that of weeks that the file does not list (sends.propensity_of_nothing)"
-            )
-
-    def _fill_propensities(self, log: CustomerWeeks, weeks: list[int]) -> None:
-        """Give what was filled in some weeks its propensity; warn of what the files do not say."""
-        filled = 0
-        for week in weeks:
-            empty = log.is_present(week) & (log.offer[week] == 0) & np.isnan(log.propensity[week])
-            filled += int(empty.sum())
-            if self.propensity_of_nothing is not None:
-                log.propensity[week, empty] = self.propensity_of_nothing
-        if filled and self.propensity_of_nothing is None and "propensity" in self.sends.names:
-            self.warnings.append(
-                f"{filled:,} weeks without a send have no propensity: only models of outcomes can value a policy on "
-                "them (sends.propensity_of_nothing)"
-            )
-        if filled and not self.has_purchases:
-            self.warnings.append(
-                f"{filled:,} weeks that the file does not list count as weeks without a purchase, so that a send seems "
-                "to make every purchase: give the purchases as a table of their own (sends.purchases.path)"
-            )
+    def _complete_purchases(self, log: CustomerWeeks) -> None:
+        """Give redemptions their purchases, leave returns without a purchase out, and warn of both."""
+        without = buy_what_was_redeemed(log)
+        if without:
+            self.warnings.append(f"{without:,} redemptions in weeks without a purchase: they count as one of margin 0")
+        returns = drop_returns_alone(log)
+        if returns:
+            self.warnings.append(f"{returns:,} returns in weeks without a purchase: left out")

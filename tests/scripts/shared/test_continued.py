@@ -71,8 +71,11 @@ def test_a_bandit_learns_on_from_old_and_new_decisions_and_both_judge(first, tmp
     sizes = []
     given = NeuralBandit.set_dataset
     monkeypatch.setattr(NeuralBandit, "set_dataset", lambda self, data: (sizes.append(data), given(self, data)))
+    hashed, digest = [], seen_data.digest
+    monkeypatch.setattr(seen_data, "digest", lambda path: hashed.append(path) or digest(path))
     new = write_log(tmp_path / "second.csv", 1200, 2, helps="b")
     train(*resume(first, f"log={new}"), directory=tmp_path / "on")
+    assert sorted(hashed) == sorted([new, str(first / "first.csv")])  # each file once
     (data,) = sizes
     assert len(data) > 0.5 * 1600 and len(data.unit.unique()) == len(data)  # no unit of one file is one of the other
     found = json.loads((tmp_path / "on/metrics.json").read_text())["before_and_after"]

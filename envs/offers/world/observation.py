@@ -54,7 +54,6 @@ class ObservationCodec:
 
     shows: tuple[str, ...] = ("states",)  #: what of the season's course an observation tells, in words
     uses_equations = False  #: whether an observation is made with the world's equations
-    learned_from: tuple[str, ...] = ()  #: what an observation's estimates were fitted to, in words
     hides_state = False  #: whether habit, fatigue, expectation and churn can't be read out of an observation
     num_dynamics = sum(DYNAMICS.values())  #: columns between features and status
     num_statuses = STATUSES  #: columns of the status
@@ -68,6 +67,11 @@ class ObservationCodec:
         self.status = slice(self.dynamics.stop, self.dynamics.stop + self.num_statuses)
         self.context_dim = self.status.stop + self.weeks
         self.obs_dim = self.context_dim + PRICE_COLUMNS
+
+    @property
+    def learned_from(self) -> tuple[str, ...]:
+        """What an observation's estimates were fitted to, in words."""
+        return ()
 
     def column_names(self, feature_names: list[str]) -> list[str]:
         """Name the columns of an observation, for messages, given those of the features."""

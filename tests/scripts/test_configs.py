@@ -52,6 +52,7 @@ OWNERS = {
     "env/corpus": "env=email",
     "env/observation/theta=": "env/observation=belief",
     "env/world=unlike_": "env=offers_unlike",
+    "benchmark=learning/twin_policies": "benchmark.twin=twin.pt",
     **{
         f"algo/{part}=": "algo=ppo_kl"
         for part in ("language_model", "generation", "advantage", "kl_controller", "reward_model_training", "sft")

@@ -24,7 +24,6 @@ REFERENCE = "${"  # begins what OmegaConf resolves
 OWN_PACKAGES = ("rlcore", "envs", "email_rl", "scripts")
 #: functions that a configuration from a file may call, beside the classes of our own packages
 ADMITTED_FUNCTIONS = (
-    "envs.offers.neural_twin.env.make_twin_env",
     "envs.offers.world.catalogue.Catalogue.build",
     "scripts.shared.stored_runs.load_teacher",
 )

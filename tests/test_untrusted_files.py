@@ -13,8 +13,6 @@ from omegaconf import OmegaConf
 import script_runner
 from configs import CONF
 from envs.configuration import instantiate_stored, is_admitted
-from envs.offers.neural_twin.ensemble import NeuralEnsemble
-from envs.offers.neural_twin.fit import KIND
 from scripts.shared.stored_runs import load_teacher
 from scripts.shared.warm_start import load_start
 from stored import save_state
@@ -130,18 +128,11 @@ def test_a_checkpoint_without_a_configuration_is_refused(tmp_path):
         load_teacher(None, checkpoint=str(tmp_path / "x.pt"))
     with pytest.raises(ValueError, match="init=.*x.pt: not a checkpoint of this project .without 'config.env'"):
         load_start(str(tmp_path / "x.pt"), "cql", {"env": {}, "algo": {}})
-    save_state(tmp_path / "twin.pt", "twin", {"kind": KIND, "iteration": 1, "members": []}, algo={})
-    with pytest.raises(ValueError, match="without 'config.algo.twin'"):
-        NeuralEnsemble(str(tmp_path / "twin.pt"), None)
 
 
-def test_a_teacher_and_a_twin_run_nothing(tmp_path):
+def test_a_teacher_runs_nothing(tmp_path):
     marker = tmp_path / "marker"
     save_state(tmp_path / "teacher.pt", "cql", {}, algo=touch(marker))
     with pytest.raises(ValueError, match="which is not run"):
         load_teacher(None, checkpoint=str(tmp_path / "teacher.pt"))
-    state = {"kind": KIND, "iteration": 1, "members": []}
-    save_state(tmp_path / "twin.pt", "twin", state, algo={"twin": touch(marker)})
-    with pytest.raises(ValueError, match="which is not run"):
-        NeuralEnsemble(str(tmp_path / "twin.pt"), None)
     assert not marker.exists()

@@ -25,7 +25,6 @@ SCRIPTS = [
     ("train", "algo=bcq", "env=offers"),
     ("train", "algo=cql", "env=offers"),
     ("train", "algo=twin", "env=offers"),
-    ("train", "algo=twin", "algo/twin=neural", "env=offers"),
     ("train", "algo=ppo", "env=offers_sequential"),
     ("train", "algo=ppo_kl", "env=email"),
     ("train", "algo=reward_model", "env=email"),

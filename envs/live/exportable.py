@@ -8,7 +8,6 @@ import torch
 
 from envs.live.columns import DATES, NUMBERS, TEXT, Column, Range
 from envs.offers.env import OffersEnv
-from envs.offers.neural_twin.env import NeuralTwinEnv
 from envs.offers.policies.redemption_model import RedemptionModel
 from envs.offers.populations.base import Population
 from envs.offers.populations.customer_table import CustomerTable
@@ -25,10 +24,10 @@ MOST = float(torch.finfo(torch.float32).max)  # stands for no limit
 
 def check_exportable(env: Any, agent: Algorithm, source: str) -> None:
     """Raise ValueError, in one line, where no shop could use the policy."""
-    if not isinstance(env, OffersEnv) or isinstance(env, (NeuralTwinEnv, UnlikeEnv)):
+    if not isinstance(env, OffersEnv) or isinstance(env, UnlikeEnv):
         raise ValueError(
-            f"{source}: trained in {type(env).__name__}: expected a policy of env=offers, or of env=offers_twin with a "
-            "structural twin, whose customers have the columns of a shop's"
+            f"{source}: trained in {type(env).__name__}: expected a policy of env=offers or "
+            "env=offers_twin, whose customers respond by the world's equations"
         )
     if not env.codec.hides_state:
         raise ValueError(

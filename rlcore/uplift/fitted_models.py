@@ -64,33 +64,6 @@ class DRLearnerModel(nn.Module):
         return torch.cat((control, control + effect), 1)
 
 
-class Monotone(nn.Module):
-    """A model whose outcomes `kinds` are sorted to increase along chains of actions."""
-
-    def __init__(self, inner: nn.Module, chains: list[list[int]], kinds: list[int]):
-        super().__init__()
-        self.inner = inner
-        self.chains = chains
-        self.kinds = kinds
-
-    def forward(self, obs: Tensor) -> Tensor:
-        outcomes = self.inner(obs)
-        return rearranged(outcomes, self.chains, self.kinds)
-
-
-def rearranged(table: Tensor, chains: list[list[int]], kinds: list[int]) -> Tensor:
-    """Sort outcomes `kinds` of a table [B, A, K] along chains of actions in which true outcomes are known to increase.
-
-    Sorting moves no prediction further from any increasing truth (Chernozhukov, Fernández-Val & Galichon 2009).
-    """
-    table = table.clone()
-    for chain in chains:
-        for kind in kinds:
-            increasing = table[:, chain, kind].sort(1).values
-            table[:, chain, kind] = increasing
-    return table
-
-
 def predict_chunked(model: nn.Module, obs: Tensor) -> Tensor:
     """Return the outcomes [N, A, K] of many observations [N, D], CHUNK at a time."""
     chunks = [model(part) for part in obs.split(CHUNK)]

@@ -155,25 +155,6 @@ RUNS: dict[str, list[str]] = {
         "env/population=twin",
         "env.population.path={twin}/checkpoint.pt",
     ],
-    "neural twin": [
-        EXACT,
-        STATE,
-        "algo=twin",
-        "algo/twin=neural",
-        "env=offers",
-        "algo.members=2",
-        "algo.twin.response.steps=40",
-        "algo.twin.other_outcomes.steps=40",
-        "env.population.reference_size=500",
-        "log={log}",
-    ],
-    "ppo on a neural twin": [
-        "algo=ppo",
-        *(x for x in OFFERS_PPO if x != "env=offers"),
-        "env=offers_twin",
-        "env/observation=history",
-        "env.twin={neural twin}/checkpoint.pt",
-    ],
     "reward_model": [
         *EMAIL,
         "algo=reward_model",
@@ -209,8 +190,8 @@ RUNS: dict[str, list[str]] = {
         "algo.reward_model_training.eval_every=1",
     ],
 }
-NEEDS_LOG = ("cql", "bcq", "twin", "neural twin")
-NEEDS_RUN = {"ppo offers from cql": "cql", "ppo on a twin": "twin", "ppo on a neural twin": "neural twin"}
+NEEDS_LOG = ("cql", "bcq", "twin")
+NEEDS_RUN = {"ppo offers from cql": "cql", "ppo on a twin": "twin"}
 
 
 def call(folder: Path, script: str, overrides: list[str]) -> None:

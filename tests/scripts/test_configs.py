@@ -44,7 +44,6 @@ OWNERS = {
     "uplift_learner=": "benchmark=uplift/qini",
     "algo/exploration=": "algo=bandit",
     "algo/twin=": "algo=twin",
-    "algo/twin/response=": ("algo=twin", "algo/twin=neural"),
     "algo/encoder=": "algo=reward_model",
     "algo/behaviour_constraint=": "algo=cql",
     "algo/variance_reduction=": "algo=cql",

@@ -15,7 +15,6 @@ from envs.live.plan.inputs.past_weeks import PastWeeks
 from envs.offers.planning.dynamic_program import action_values, no_contact_values
 from envs.offers.planning.state_values import StateGrid, StateValues
 from envs.offers.populations.feature_transform import FeatureTransform
-from envs.offers.twin.structural_model import KIND
 from envs.offers.twin.theta_estimate import TwinTheta
 from envs.offers.twin.twin_checkpoint import load_twin
 from envs.offers.world.customers import Customers as Theta
@@ -41,7 +40,7 @@ class TwinGains:
     """
 
     def __init__(self, path: str, package: Package):
-        twin = load_twin(path, "twin", KIND, "which has no parameters: expected a structural one")["agent"]
+        twin = load_twin(path, "twin")["agent"]
         state = twin["env"]["population"].get("transform")
         here = package.transform
         if state is None or list(state["numbers"]) != list(here.numbers) or state["levels"] != here.levels:

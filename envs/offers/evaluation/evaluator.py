@@ -29,7 +29,6 @@ from envs.offers.populations.base import Population, PopulationEnsemble, Sample
 from envs.offers.populations.parameter_regression import ParameterRegression
 from envs.offers.twin.theta_posterior import prior_draws
 from envs.offers.world.belief_observation import start_marginals
-from envs.offers.world.customers import Customers
 from rlcore.network_algorithm import NetworkAlgorithm
 
 
@@ -39,7 +38,7 @@ class OffersEvaluator(SeasonEvaluator[Bound, Population]):
     # ── markets ─────────────────────────────────────────────────────────────────────────────────────────────────────
     def make_market(
         self, n: int, stream: int, split: str, budget: Budget, population: Population | None = None
-    ) -> EvaluationMarket[Customers]:
+    ) -> EvaluationMarket:
         """Draw n customers of a split by a random stream; by default from the environment's population."""
         return self.draw_market(n, stream, split, budget, population or self.env.population)
 

@@ -24,7 +24,6 @@ from envs.offers.policies.information import by_group
 from envs.offers.policies.learned import DeployedPolicy, ValueKnapsackPolicy, deploy_policy
 from envs.offers.policies.rollover import ReservationPricePolicy, carry_over_value
 from envs.offers.populations.base import Population
-from envs.offers.world.customers import Customers
 from rlcore.network_algorithm import NetworkAlgorithm
 from rlcore.runs.progress import tracked
 
@@ -99,9 +98,7 @@ class SeasonEvaluator(ABC, Generic[BoundT, PopulationT]):
     def _generator(self, stream: int) -> torch.Generator:
         return torch.Generator(self.env.device).manual_seed(self.seed * 1000 + stream)
 
-    def draw_market(
-        self, n: int, stream: int, split: str, budget: Budget, population: Population
-    ) -> EvaluationMarket[Customers]:
+    def draw_market(self, n: int, stream: int, split: str, budget: Budget, population: Population) -> EvaluationMarket:
         """Draw n customers of a split of a population by a random stream."""
         sample = population.draw(n, self._generator(stream), split)
         return EvaluationMarket.from_sample(sample, self.world, budget, self.env.contact_rules)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,17 +28,12 @@ from envs.offers.world.history import History, PassedWeek, SeenWeek
 from envs.offers.world.response import outcome
 from envs.offers.world.transition import transition
 
-if TYPE_CHECKING:
-    from envs.offers.neural_twin.customers import NeuralCustomers
-
-CustomersT = TypeVar("CustomersT", bound="Customers | NeuralCustomers")
-
 
 @dataclass(frozen=True)
-class EvaluationMarket(Generic[CustomersT]):
+class EvaluationMarket:
     """N customers at the start of a season of T weeks, and the money and stock that a policy may use on them."""
 
-    customers: CustomersT
+    customers: Customers
     world: World
     features: Tensor  # [N, F]
     initial_state: CustomerState
@@ -50,9 +45,7 @@ class EvaluationMarket(Generic[CustomersT]):
     contact_policy: ContactPolicy
 
     @staticmethod
-    def from_sample(
-        sample: Sample, world: World, budget: Budget, contact_rules: ContactRules
-    ) -> EvaluationMarket[Customers]:
+    def from_sample(sample: Sample, world: World, budget: Budget, contact_rules: ContactRules) -> EvaluationMarket:
         """Place a drawn sample in a world, under a budget and contact rules."""
         customers, contact_policy = world.inhabit(sample.customers), contact_rules.policy(sample)
         values = no_contact_values_if_they_fit(customers, world)
@@ -103,7 +96,7 @@ class DecisionScores(NamedTuple):
 
 
 def simulate_season(
-    policy: SeasonPolicy, market: EvaluationMarket[Customers], u: Tensor, bound: Bound | None = None
+    policy: SeasonPolicy, market: EvaluationMarket, u: Tensor, bound: Bound | None = None
 ) -> SeasonRecord:
     """Simulate the season of uniforms u [T, 6, N]; without a bound, lost profit is 0 and the plan sends nothing.
 
@@ -164,7 +157,7 @@ def who_redeems(c: Customers, world: World, week: int, state: CustomerState, u: 
 
 
 def score_decisions(
-    market: EvaluationMarket[Customers], bound: Bound | None, rows: slice, states: list[CustomerState], action: Tensor
+    market: EvaluationMarket, bound: Bound | None, rows: slice, states: list[CustomerState], action: Tensor
 ) -> DecisionScores:
     """Score the flat actions [T, B] of the customers in `rows`, in their states, against the bound's plan.
 

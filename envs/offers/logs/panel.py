@@ -38,7 +38,6 @@ class Panel:
     num_allowed: Tensor  #: number of actions that were allowed, int64 [T, N]
     time: Tensor | None = None  #: week of the log, from 0 through its seasons, int64 [T, N]
     dynamics: Tensor | None = None  #: observed columns beside the features, [K, T, N]
-    inputs: Tensor | None = None  #: inputs of a neural twin's networks, [D, T, N]
 
     def __len__(self) -> int:
         return len(self.customer)

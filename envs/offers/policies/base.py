@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -11,13 +11,8 @@ from envs.offers.constraints.contact_policy import ContactOptions
 from envs.offers.planning.batching import batches
 from envs.offers.planning.knapsack import Increments, concat_increments
 from envs.offers.policies.information import Information
-from envs.offers.world import response
-from envs.offers.world.customers import SUBSCRIBED, Customers, CustomerState, World
-from envs.offers.world.history import History, PassedWeek
-from envs.offers.world.response import Outcome
-
-if TYPE_CHECKING:
-    from envs.offers.neural_twin.customers import NeuralCustomers
+from envs.offers.world.customers import SUBSCRIBED, CustomerState
+from envs.offers.world.history import PassedWeek
 
 
 class View(Protocol):
@@ -81,15 +76,3 @@ def pair_table(no_contact: Tensor, contact: Tensor, action_mask: Tensor) -> Tens
     """Lay out values of no contact [N] and of contacts [O, C, N] by flat action, [N, P]; −inf where masked."""
     first = no_contact.expand(1, contact.shape[1], -1)
     return torch.cat((first, contact)).flatten(0, 1).T.masked_fill(~action_mask, -torch.inf)
-
-
-def outcome_table(
-    customers: Customers | NeuralCustomers, world: World, week: int, state: CustomerState, history: History | None
-) -> Outcome:
-    """Return the outcome of every flat action for every customer, [N, P] each.
-
-    Customers of a neural twin respond by their history, all others by their state.
-    """
-    if isinstance(customers, Customers):
-        return response.outcomes(customers, world, week, state)
-    return customers.outcomes(world, week, state, history)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,14 +11,11 @@ from envs.offers.constraints.contact_policy import ContactOptions
 from envs.offers.planning.dynamic_program import action_values
 from envs.offers.planning.knapsack import Increments, ranked, upper_hull
 from envs.offers.planning.state_values import StateValues, VisitedStates
-from envs.offers.policies.base import BatchedPolicy, StateView, View, outcome_table, pair_table
+from envs.offers.policies.base import BatchedPolicy, StateView, View, pair_table
 from envs.offers.policies.information import ORACLE, UNINFORMED, Information
 from envs.offers.world import response
 from envs.offers.world.customers import Customers, CustomerState, World
 from envs.offers.world.response import Outcome
-
-if TYPE_CHECKING:
-    from envs.offers.neural_twin.customers import NeuralCustomers
 
 
 class NoContact:
@@ -39,7 +35,7 @@ class RandomContacts(BatchedPolicy):
 
     information = UNINFORMED
 
-    def __init__(self, customers: Customers | NeuralCustomers, world: World, *, seed: int):
+    def __init__(self, customers: Customers, world: World, *, seed: int):
         self.customers, self.world = customers, world
         self.generator = torch.Generator(world.season.device).manual_seed(seed)
 
@@ -47,7 +43,7 @@ class RandomContacts(BatchedPolicy):
         """Return one step a customer who may be contacted, at a random rank."""
         customers = self.customers[rows]
         n, codec = len(customers), self.world.catalogue.action_codec
-        spend = outcome_table(customers, self.world, week, state, options.history).spend
+        spend = response.outcomes(customers, self.world, week, state).spend
         u_action = torch.rand(n, generator=self.generator, device=spend.device)
         u_rank = torch.rand(n, generator=self.generator, device=spend.device)
         num_allowed = options.action_mask[:, codec.contacts].long().cumsum(1)
@@ -67,7 +63,7 @@ class ResponseRanking(BatchedPolicy):
 
     def __init__(
         self,
-        customers: Customers | NeuralCustomers,
+        customers: Customers,
         world: World,
         *,
         uplift: bool,
@@ -86,15 +82,13 @@ class ResponseRanking(BatchedPolicy):
         action = codec.nth_contact(contact)
         spend = outcome.spend.gather(1, action[:, None])[:, 0]
         if self.uplift:
-            margin = customers.earns(week, state, options.history) + self.world.reward.trips
+            margin = customers.margin + self.world.reward.trips
             score = margin * (score - purchase[:, 0]) - spend
         return ranked(score, spend, action)
 
-    def outcome(
-        self, customers: Customers | NeuralCustomers, week: int, state: CustomerState, options: ContactOptions
-    ) -> Outcome:
+    def outcome(self, customers: Customers, week: int, state: CustomerState, options: ContactOptions) -> Outcome:
         """Return what is expected of every flat action for some customers, [N, P] each."""
-        return outcome_table(customers, self.world, week, state, options.history)
+        return response.outcomes(customers, self.world, week, state)
 
 
 class KnapsackPolicy(BatchedPolicy):

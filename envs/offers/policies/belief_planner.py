@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
@@ -18,9 +16,6 @@ from envs.offers.world.customers import EXPECTATIONS, FATIGUES, HABITS, Customer
 from envs.offers.world.filtering import CHUNK, Belief, filter_week
 from envs.offers.world.history import PassedWeek
 from envs.offers.world.response import Outcome, attention, purchase_if_seen, utility
-
-if TYPE_CHECKING:
-    from envs.offers.neural_twin.customers import NeuralCustomers
 
 INSIDE = HABITS * FATIGUES * EXPECTATIONS  # states of a subscribed customer
 
@@ -98,11 +93,9 @@ class BeliefRanking(ResponseRanking):
         super().__init__(customers, world, uplift=uplift, information=information)
         self.view = view
 
-    def outcome(
-        self, customers: Customers | NeuralCustomers, week: int, state: CustomerState, options: ContactOptions
-    ) -> Outcome:
+    def outcome(self, customers: Customers, week: int, state: CustomerState, options: ContactOptions) -> Outcome:
         """Return what is expected of every flat action, [N, P] each; the states are not read."""
-        assert isinstance(customers, Customers) and options.memory is not None  # as of every belief
+        assert options.memory is not None  # as of every belief
         return expected_outcome(customers, self.world, week, from_memory(options.memory).subscribed)
 
 

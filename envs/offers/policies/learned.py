@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import copy
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,16 +11,14 @@ from torch import Tensor
 from envs.offers.constraints.contact_policy import ContactOptions
 from envs.offers.planning.knapsack import Increments, compact, demand_curve, ranked, upper_hull
 from envs.offers.policies import scoring
-from envs.offers.policies.base import BatchedPolicy, outcome_table
+from envs.offers.policies.base import BatchedPolicy
 from envs.offers.policies.information import FEATURES, SIMULATOR, Information
 from envs.offers.world.customers import Customers, CustomerState, World
 from envs.offers.world.history import PassedWeek
 from envs.offers.world.observation import ObservationCodec
+from envs.offers.world.response import outcomes
 from rlcore.algorithm import Policy, ValuePolicy
 from rlcore.network_algorithm import NetworkAlgorithm
-
-if TYPE_CHECKING:
-    from envs.offers.neural_twin.customers import NeuralCustomers
 
 
 class CodecView:
@@ -55,7 +52,7 @@ class DeployedPolicy(BatchedPolicy):
         policy: Policy,
         redeem_probability: Callable[[Tensor], Tensor] | None,
         codec: ObservationCodec,
-        customers: Customers | NeuralCustomers,
+        customers: Customers,
         world: World,
         features: Tensor,
         *,
@@ -78,7 +75,7 @@ class DeployedPolicy(BatchedPolicy):
         """Return contexts [N, D] and the expected spend of every flat action [N, P]."""
         context = scoring.encode_context(self.codec, self.features[rows], state, options, week)
         if self.redeem_probability is None:
-            return context, outcome_table(self.customers[rows], self.world, week, state, options.history).spend
+            return context, outcomes(self.customers[rows], self.world, week, state).spend
         return context, scoring.expected_spend(self.world.catalogue, self.redeem_probability(context))
 
 
@@ -145,7 +142,7 @@ class ValueKnapsackPolicy(DeployedPolicy):
 def deploy_policy(
     algorithm: NetworkAlgorithm,
     codec: ObservationCodec,
-    customers: Customers | NeuralCustomers,
+    customers: Customers,
     world: World,
     features: Tensor,
     *,

@@ -18,7 +18,7 @@ from envs.offers.policies.baselines import KnapsackPolicy
 from envs.offers.policies.belief_planner import BeliefPlanner, BeliefView
 from envs.offers.policies.information import Information
 from envs.offers.policies.margins_seen import MarginsSeenPolicy
-from envs.offers.world.customers import Customers, CustomerState
+from envs.offers.world.customers import CustomerState
 
 if TYPE_CHECKING:
     from envs.offers.evaluation.simulation import EvaluationMarket
@@ -72,11 +72,11 @@ class ReservationPricePolicy:
 
 
 def planning_policy(
-    market: EvaluationMarket[Customers],
+    market: EvaluationMarket,
     bound: Bound,
     information: Information,
     start: Tensor | None = None,
-    with_margins: EvaluationMarket[Customers] | None = None,
+    with_margins: EvaluationMarket | None = None,
 ) -> SeasonPolicy:
     """Plan at the dual prices of a market; money that rolls over is worth the next week's price.
 
@@ -90,7 +90,7 @@ def planning_policy(
     return ReservationPricePolicy(policy, carry_over_value(bound.prices)) if market.rollover else policy
 
 
-def values_at_prices(market: EvaluationMarket[Customers], bound: Bound) -> list[StateValues] | None:
+def values_at_prices(market: EvaluationMarket, bound: Bound) -> list[StateValues] | None:
     """Return V^λ of a market at a bound's prices, weeks 1..T+1; None where tables are not kept."""
     if bound.values is None:
         return None
@@ -106,7 +106,7 @@ def values_at_prices(market: EvaluationMarket[Customers], bound: Bound) -> list[
 
 
 def plan_at_prices(
-    market: EvaluationMarket[Customers],
+    market: EvaluationMarket,
     bound: Bound,
     information: Information,
     start: Tensor | None,

@@ -211,8 +211,8 @@ class TwinEnsemble(OfflineAlgorithm):
             raise ValueError("init: expected a twin with at least one fitted member, got none")
         weights = state["members"][: state["iteration"]]
         for number, member in enumerate(self.members):
-            self.twin.start_member(member, weights[number % len(weights)], state["kind"])
-        self.earlier = {key: state[key] for key in ("iteration", "kind", "weeks", "holdouts")} | {"members": weights}
+            self.twin.start_member(member, weights[number % len(weights)])
+        self.earlier = {key: state[key] for key in ("iteration", "weeks", "holdouts")} | {"members": weights}
         if self._panel is not None:
             self.split_customers(self._panel, self._names)
 

@@ -1,4 +1,4 @@
-"""The networks of both twins: standardised inputs, a linear map and, where wanted, a perceptron beside it."""
+"""The networks of a twin: standardised inputs, a linear map and, where wanted, a perceptron beside it."""
 
 from __future__ import annotations
 

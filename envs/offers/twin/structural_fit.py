@@ -21,8 +21,9 @@ from envs.offers.twin.hidden_states.identification import (
 )
 from envs.offers.twin.likelihood import log_likelihood
 from envs.offers.twin.predictions import PanelPredictions, mean_probabilities
-from envs.offers.twin.structural_model import KIND, ParameterNetwork, parameter_columns
+from envs.offers.twin.structural_model import ParameterNetwork, parameter_columns
 from envs.offers.twin.structural_predictions import StructuralPredictions
+from envs.offers.twin.twin_checkpoint import KIND
 from envs.offers.world.belief_observation import start_marginals
 from envs.offers.world.customers import World
 from rlcore.offline.logged_dataset import LoggedDataset
@@ -96,10 +97,8 @@ class StructuralTwin:
             ParameterNetwork(env.static_dim, theta.mean(0), theta.std(0), hidden=self.hidden) for _ in range(members)
         ]
 
-    def start_member(self, member: ParameterNetwork, weights: dict, kind: str) -> None:
+    def start_member(self, member: ParameterNetwork, weights: dict) -> None:
         """Give a member the weights of a fitted one, and the scale of its inputs, to start from."""
-        if kind != KIND:
-            raise ValueError(f"init: a {kind} twin: expected a {KIND} one, or algo/twin={kind}")
         spread = member.spread.clone()
         member.load_state_dict(weights)
         # what the other log could not identify, this one may

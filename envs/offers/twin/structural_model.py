@@ -18,7 +18,6 @@ from envs.offers.world.customers import Customers
 SHARES = ("mu", "chi", "pi_plus", "pi_minus", "delta_f", "delta_d")  # parameters from 0 to 1
 POSITIVE = ("phi", "gamma_f", "gamma_h", "rho", "nu")  # parameters that are not below 0
 LOG_RANGE = 12.0  # all others, logarithms of money among them, are kept within ±
-KIND = "structural"  # name of this kind of twin in a checkpoint
 
 
 def parameter_columns(c: Customers) -> dict[str, list[int]]:
@@ -69,7 +68,7 @@ class TwinPopulation:
     the errors of one member. What features leave open of α is drawn, too. Parameters that the twin left to the priors
     are those of another customer of the base population, drawn anew, so that features tell nothing of them. `path` is a
     checkpoint of algo=twin; with null, customers respond by the base population. Raises ValueError where the
-    checkpoint is of another kind, or was fitted to other features or channels.
+    checkpoint is of another algorithm, or was fitted to other features or channels.
     """
 
     def __init__(self, catalogue: Catalogue, *, base: Callable[[Catalogue], Population], path: str | None):
@@ -82,8 +81,7 @@ class TwinPopulation:
 
     def _load(self, path: str, catalogue: Catalogue) -> None:
         where = f"env.population.path={path}"
-        advice = f"whose customers have no parameters: expected env=offers_twin env/observation=history env.twin={path}"
-        twin = load_twin(path, "env.population.path", KIND, advice)["agent"]
+        twin = load_twin(path, "env.population.path")["agent"]
         if twin["env"]["population"]:
             self.base.load_state_dict(twin["env"]["population"])  # the networks' features, whatever table is here
         first = twin["members"][0]

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from envs.offers.policies.information import LOG
 from envs.offers.populations.base import Sample, theta_from_matrix
-from envs.offers.twin.structural_model import KIND, ParameterNetwork
+from envs.offers.twin.structural_model import ParameterNetwork
 from envs.offers.twin.twin_checkpoint import load_twin
 from envs.offers.world.customers import Customers
 
@@ -16,7 +16,7 @@ class TwinTheta:
     """Estimates θ by the members of a twin; `path` is a checkpoint of algo=twin.
 
     A parameter that the twin left to the priors has their mean. Raises ValueError where the checkpoint is of another
-    kind, or was fitted to other features than those of `sample`. Without a sample, the members come by
+    algorithm, or was fitted to other features than those of `sample`. Without a sample, the members come by
     `load_state_dict`.
     """
 
@@ -27,7 +27,7 @@ class TwinTheta:
         if sample is None:
             return
         where = "env.observation.theta.path"
-        twin = load_twin(path, where, KIND, "which has no parameters")["agent"]
+        twin = load_twin(path, where)["agent"]
         first = twin["members"][0]
         num_features, size = len(first["standardize.mean"]), len(first["middle"])
         if num_features != sample.features.shape[1]:

@@ -23,8 +23,8 @@ class TwinModel(Protocol):
     def make_members(self, env, seed: int, members: int) -> list[nn.Module]:
         """Make unfitted members."""
 
-    def start_member(self, member: nn.Module, weights: dict, kind: str) -> None:
-        """Give a member the weights of a fitted one to start from. Raises ValueError where the kinds do not fit."""
+    def start_member(self, member: nn.Module, weights: dict) -> None:
+        """Give a member the weights of a fitted one to start from."""
 
     def to_panel(self, log: LoggedDataset, env) -> Panel:
         """Lay a log out by customer and week. Raises ValueError where members can't learn from the log."""

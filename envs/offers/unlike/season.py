@@ -13,7 +13,6 @@ from envs.offers.planning.knapsack import allowed_increments
 from envs.offers.policies.base import SeasonPolicy
 from envs.offers.policies.baselines import NoContact
 from envs.offers.unlike.world import UNLIKE_UNIFORMS, UnlikeWorld
-from envs.offers.world.customers import Customers
 from envs.offers.world.history import History, PassedWeek
 
 
@@ -31,7 +30,7 @@ def draw_uniforms(world: UnlikeWorld, n: int, generator: torch.Generator) -> Ten
     return torch.rand(weeks, UNLIKE_UNIFORMS, n, generator=generator, device=generator.device, dtype=world.season.dtype)
 
 
-def simulate_unlike_season(policy: SeasonPolicy, market: EvaluationMarket[Customers], u: Tensor) -> UnlikeSeason:
+def simulate_unlike_season(policy: SeasonPolicy, market: EvaluationMarket, u: Tensor) -> UnlikeSeason:
     """Simulate a policy in a market whose world is an UnlikeWorld, by uniforms u [T + tail, 8, N].
 
     Profit is realised: margins and trips at their value, less spend; later weeks are discounted. It is not compared

@@ -98,10 +98,6 @@ class ActionCodec:
         """Flat index of the n-th contact, counted from 0 in the order of flat indices."""
         return n + self.num_channels
 
-    def treatment(self, index: Tensor) -> Tensor:
-        """Distinct action of each flat index (tensors only): 0 for nothing, n + 1 for the n-th contact."""
-        return (index - self.num_channels + 1).clamp_min(0)
-
 
 @dataclass(frozen=True)
 class Catalogue:

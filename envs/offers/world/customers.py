@@ -54,10 +54,6 @@ class Customers:
     def __getitem__(self, index) -> Customers:
         return self.map(lambda x: x[..., index])
 
-    def earns(self, week: int, state: CustomerState, history) -> Tensor:
-        """Margin of a purchase, [N]."""
-        return self.margin
-
 
 class CustomerState(NamedTuple):
     """Habit, fatigue, discount expectation and status of N customers, int64 [N]."""

@@ -54,10 +54,7 @@ class PassedWeek(NamedTuple):
 
 
 class History(NamedTuple):
-    """The current status of N customers, int64 [N], and the events of every week so far, [weeks, N] each.
-
-    Forecast weeks can have probabilities in place of 0 and 1: columns are then expectations over independent weeks.
-    """
+    """The current status of N customers, int64 [N], and the events of every week so far, [weeks, N] each."""
 
     status: Tensor
     contacts: Tensor

@@ -17,7 +17,6 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from envs.offers.env import OffersEnv
 from envs.offers.evaluation import EvaluationMarket, OffersEvaluator, SeasonRecord
 from envs.offers.evaluation.profit_decomposition import score_terms, share_of_gap
 from envs.offers.evaluation.season_evaluator import TEST_SEASONS
@@ -25,6 +24,7 @@ from envs.offers.planning.lagrangian_bound import Bound
 from envs.offers.policies.base import SeasonPolicy
 from envs.offers.policies.information import ORACLE
 from envs.offers.policies.rollover import planning_policy
+from envs.offers.unlike.env import UnlikeEnv
 from rlcore.network_algorithm import NetworkAlgorithm
 from scripts.benchmarks.common.display import show, table_of
 from scripts.benchmarks.common.trained import restore
@@ -71,7 +71,7 @@ def run(
     check_same_job(checkpoints, [training.config for training in trainings])
     algorithms = [training.algorithm for training in trainings]
     env = algorithms[0].env
-    if type(env) is not OffersEnv:  # customers of a subclass respond otherwise than those of the evaluation would
+    if isinstance(env, UnlikeEnv):  # its customers respond otherwise than those of the evaluation would
         raise ValueError(f"{checkpoints[0]}: expected a policy trained with env=offers, got {type(env).__name__}")
     evaluator = evaluation(env)
     market, tuning_market = evaluator.test_market(env.budget), evaluator.tuning_market(env.budget)

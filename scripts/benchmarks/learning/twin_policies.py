@@ -42,41 +42,47 @@ def run(
     """Train PPO on the twin at the path `twin` and in the true world, under each of `views`; judge both in the latter.
 
     Each policy's price drift is calibrated where the policy was trained. Planning under the filtered belief is judged
-    beside them. Raises ValueError on an unknown view.
+    beside them. Raises ValueError without a path or on an unknown view.
     """
+    if not twin:
+        raise ValueError("benchmark.twin: expected the path of a twin's checkpoint, such as that of learning/recovery")
     if unknown := [view for view in views if view not in env_of_view]:
         raise ValueError(f"benchmark.views: expected some of {', '.join(env_of_view)}, got '{unknown[0]}'")
     found: dict[str, dict] = {}
     for view in views:
-        env = env_of_view[view]
-        world = env(device, seed, twin=None)
-        evaluator = world.evaluation(world)
-        assert isinstance(evaluator, OffersEvaluator)
-        market = evaluator.test_market(world.budget)
-        bound = evaluator.solve_bound(market)
-        sample = world.population.draw(
-            2, torch.Generator(device).manual_seed(seed), "train"
-        )  # tells the features' number
-        theta = TwinTheta(sample, path=twin)
-        plans = planners(evaluator, market, bound, theta)
-        policies = {f"planning on {name}": policy for name, policy in plans.items()}
-        for name, home in ((ON_THE_TWIN, env(device, seed, twin=twin)), (IN_THE_WORLD, world)):
-            agent, drift = trained(home, ppo, seed)
-            policies[name] = evaluator.deploy_at_drift(agent, market, drift)
-        records = {
-            name: evaluator.simulate(policy, market, bound, evaluator.seasons, TEST_SEASONS)
-            for name, policy in policies.items()
-        }
-        found[view] = {
-            "policies": {name: evaluator.summarise(record, market, bound) for name, record in records.items()},
-            "share": {
-                f"{name} / {rival}": share_of_rival(records[name], records[rival], market, bound)
-                for name, rival in ((ON_THE_TWIN, IN_THE_WORLD), (ON_THE_TWIN, f"planning on {ESTIMATED}"))
-            },
-        }
-        show(policy_table(view, found[view], len(market), evaluator.seasons))
+        found[view] = judge(env_of_view[view], device, seed, ppo, twin)
+        show(policy_table(view, found[view]))
         checkpoint.save_json(directory / "rows.json", found)
     return {"views": found}
+
+
+def judge(
+    env: Callable[..., OffersEnv], device: torch.device, seed: int, ppo: Callable[..., NetworkAlgorithm], twin: str
+) -> dict:
+    """Train PPO on the twin and in the true world; return what both and both planners earn in the true world."""
+    world = env(device, seed, twin=None)
+    evaluator = world.evaluation(world)
+    assert isinstance(evaluator, OffersEvaluator)
+    market = evaluator.test_market(world.budget)
+    bound = evaluator.solve_bound(market)
+    theta = TwinTheta(world.population.draw(2, torch.Generator(device).manual_seed(seed), "train"), path=twin)
+    policies = {f"planning on {name}": x for name, x in planners(evaluator, market, bound, theta).items()}
+    for name, home in ((ON_THE_TWIN, env(device, seed, twin=twin)), (IN_THE_WORLD, world)):
+        agent, drift = trained(home, ppo, seed)
+        policies[name] = evaluator.deploy_at_drift(agent, market, drift)
+    records = {
+        name: evaluator.simulate(policy, market, bound, evaluator.seasons, TEST_SEASONS)
+        for name, policy in policies.items()
+    }
+    return {
+        "customers": len(market),
+        "seasons": evaluator.seasons,
+        "policies": {name: evaluator.summarise(record, market, bound) for name, record in records.items()},
+        "share": {
+            f"{name} / {rival}": share_of_rival(records[name], records[rival], market, bound)
+            for name, rival in ((ON_THE_TWIN, IN_THE_WORLD), (ON_THE_TWIN, f"planning on {ESTIMATED}"))
+        },
+    }
 
 
 def trained(env: OffersEnv, ppo: Callable[..., NetworkAlgorithm], seed: int) -> tuple[NetworkAlgorithm, float]:
@@ -88,7 +94,7 @@ def trained(env: OffersEnv, ppo: Callable[..., NetworkAlgorithm], seed: int) -> 
     return agent, calibrate_price_drift(evaluator, agent, evaluator.tuning_market(env.budget))
 
 
-def policy_table(view: str, found: dict, customers: int, seasons: int):
+def policy_table(view: str, found: dict):
     """Lay out the policies under a view."""
     lines = [
         [name, f"{row['score']:.3f}", *(f"{x:.3f}" for x in row["score_ci"]), f"{row['spend_ratio']:.3f}"]
@@ -98,5 +104,6 @@ def policy_table(view: str, found: dict, customers: int, seasons: int):
         f"{pair}: {share:.3f} ({low:.3f} to {high:.3f}, paired by customer)"
         for pair, (share, low, high) in found["share"].items()
     )
-    title = f"in the true world, under env/observation={view}: {customers:,} new customers, {seasons} seasons"
+    size = f"{found['customers']:,} new customers, {found['seasons']} seasons"
+    title = f"in the true world, under env/observation={view}: {size}"
     return table_of(title, ["policy", "score", "from", "to", "spend"], lines, caption)

@@ -33,7 +33,6 @@ from envs.offers.policies.rollover import planning_policy
 from envs.offers.populations.base import theta_from_matrix
 from envs.offers.twin.checks.report import TwinEvaluator
 from envs.offers.twin.ensemble import TwinEnsemble
-from envs.offers.twin.structural_fit import StructuralTwin
 from envs.offers.unlike.season import draw_uniforms, incremental_profit
 from envs.offers.world.catalogue import Catalogue
 from envs.offers.world.customers import Customers, CustomerState
@@ -48,6 +47,8 @@ from scripts.benchmarks.common.display import show, table_of
 from scripts.benchmarks.common.logs import log_seasons
 from scripts.benchmarks.common.trained import store_twin
 from scripts.benchmarks.learning.recovery import ON_TWIN, mean_theta
+
+RULE = "frequent buyers"
 
 
 class FrequentBuyers:
@@ -97,49 +98,61 @@ def run(
 
     PPO is trained on the twin for `ppo_steps`, 0 for none. `offer` and `channel` are those of the shop's rule.
     """
+    shop = family(device, seed)  # what the shop believes: the family's equations
+    check_pair(shop.world.catalogue, offer, channel)
     found: dict[str, dict] = {}
-    check_pair(family(device, seed).world.catalogue, offer, channel)
     for name, world in worlds.items():
         env, chunks = log_seasons(world, logging_policy, decisions, agents, device, 1000 + seed)
         log = LoggedDataset.cat([chunk.deduplicate(env.context_dim) for chunk in chunks])
-        assumed = family(device, seed)  # what the shop believes: the family's equations
-        model = twin(assumed, seed)
+        model = twin(shop, seed)
         model.set_dataset(log)
         TrainingLoop(model, NullLogger()).run()
         path = directory / f"{name}.pt"
         store_twin(path, model)
-        check, evaluator, kind = model.make_evaluator(), assumed.evaluation(assumed), model.twin
+        check = model.make_evaluator()
         assert isinstance(check, TwinEvaluator)
-        assert isinstance(evaluator, OffersEvaluator)
-        assert isinstance(kind, StructuralTwin)
         warnings = check.misfit(model, model.panel, model.held_out)
-        generator = torch.Generator(device).manual_seed(TEST_MARKET + 1000 * seed)
-        sample = assumed.population.draw(customers, generator, "test")
-        market = EvaluationMarket.from_sample(
-            sample, env.world.to(device, torch.float64), assumed.budget, assumed.contact_rules
-        )
-        contacts = log.action == env.world.catalogue.action_codec.encode(torch.tensor(offer), torch.tensor(channel))
-        if not contacts.any():
-            raise ValueError(
-                f"benchmark.offer={offer}, benchmark.channel={channel}: expected a pair that the log has, for the "
-                "rule's forecast of redemptions"
-            )
-        redeemed = log.outcomes["redeemed"][contacts].float().mean().item()
-        rule = FrequentBuyers(assumed.codec, market.features, offer, channel, redeemed)
-        policies: dict[str, SeasonPolicy] = {"none": NoContact(), "frequent buyers": rule}
-        policies |= policies_on_twin(evaluator, model, kind.hidden_states.start, market, fees)
+        market = market_in(env, shop, customers, seed)
+        policies: dict[str, SeasonPolicy] = {
+            "none": NoContact(),
+            RULE: frequent_buyers(shop, market, log, offer, channel),
+            **policies_on_twin(shop, model, market, fees),
+        }
         if ppo_steps:
-            policies["PPO on the twin"] = ppo_on_twin(
-                on_twin(device, seed, twin=str(path)), ppo, ppo_steps, market, seed
-            )
+            home = on_twin(device, seed, twin=str(path))
+            policies["PPO on the twin"] = ppo_on_twin(home, ppo, ppo_steps, market, seed)
         generator = torch.Generator(device).manual_seed(TEST_SEASONS + 1000 * seed)
         u = [draw_uniforms(market.world, customers, generator) for _ in range(seasons)]
         profit = incremental_profit(policies, market, u)
-        found[name] = {"warnings": warnings, "rows": summarise(profit, "frequent buyers")}
+        found[name] = {"warnings": warnings, "rows": summarise(profit, RULE)}
         show(profit_table(name, found[name]["rows"], customers, seasons))
         print("warning: " + ("; ".join(warnings) or "none"), flush=True)
         checkpoint.save_json(directory / "rows.json", found)
     return {"worlds": found}
+
+
+def market_in(env: OffersEnv, shop: OffersEnv, customers: int, seed: int) -> EvaluationMarket:
+    """Draw new customers of a shop who live in the world of an environment."""
+    generator = torch.Generator(shop.device).manual_seed(TEST_MARKET + 1000 * seed)
+    sample = shop.population.draw(customers, generator, "test")
+    return EvaluationMarket.from_sample(
+        sample, env.world.to(shop.device, torch.float64), shop.budget, shop.contact_rules
+    )
+
+
+def frequent_buyers(
+    shop: OffersEnv, market: EvaluationMarket, log: LoggedDataset, offer: int, channel: int
+) -> FrequentBuyers:
+    """Return the rule, whose forecast of redemptions is a log's. Raises ValueError where the log lacks the pair."""
+    codec = shop.world.catalogue.action_codec
+    contacts = log.action == codec.encode(torch.tensor(offer), torch.tensor(channel))
+    if not contacts.any():
+        raise ValueError(
+            f"benchmark.offer={offer}, benchmark.channel={channel}: expected a pair that the log has, for the rule's "
+            "forecast of redemptions"
+        )
+    redeemed = log.outcomes["redeemed"][contacts].float().mean().item()
+    return FrequentBuyers(shop.codec, market.features, offer, channel, redeemed)
 
 
 def check_pair(catalogue: Catalogue, offer: int, channel: int) -> None:
@@ -152,13 +165,12 @@ def check_pair(catalogue: Catalogue, offer: int, channel: int) -> None:
 
 
 def policies_on_twin(
-    evaluator: OffersEvaluator, model: TwinEnsemble, start: Tensor, market: EvaluationMarket, fees: list[float]
+    shop: OffersEnv, model: TwinEnsemble, market: EvaluationMarket, fees: list[float]
 ) -> dict[str, SeasonPolicy]:
-    """Return planning and the myopic knapsack with a fee tuned on the twin, both under the filtered belief.
-
-    `start` [14] are the marginals of the state at the start of a season.
-    """
-    world = evaluator.world
+    """Return planning and the myopic knapsack with a fee tuned on the twin, both under the filtered belief."""
+    evaluator = shop.evaluation(shop)
+    assert isinstance(evaluator, OffersEvaluator)
+    world, start = evaluator.world, evaluator.start_belief()
 
     def estimated(features: Tensor) -> Customers:
         return world.inhabit(theta_from_matrix(mean_theta(model.fitted_members, features)))

@@ -148,7 +148,7 @@ class NewShop(Shop):
         spend = sum(catalogue.spend(x.offer, x.channel, x.redeemed.double()).sum().item() for x in weeks)
         return score.incremental_profit.sum().item() / n, spend / n
 
-    def _market(self) -> EvaluationMarket[Customers]:
+    def _market(self) -> EvaluationMarket:
         customers = self.world.inhabit(self.customers)
         return EvaluationMarket(
             customers=customers,

@@ -388,19 +388,6 @@ def test_arms_without_an_effect_get_none(kind, n):
             assert (effect.abs() < 3 * error).all(), (penalty, own, effect)
 
 
-def test_rearranged_effects_grow_and_come_no_further_from_the_truth():
-    g = torch.Generator().manual_seed(0)
-    truth = torch.rand(50, 5, 2, generator=g).cumsum(1)
-    table = truth + torch.randn(50, 5, 2, generator=g)
-    got = fitted_models.rearranged(table, [[1, 3], [2, 4]], [0])
-    assert (got[:, 3, 0] >= got[:, 1, 0]).all() and (got[:, 4, 0] >= got[:, 2, 0]).all()
-    assert (
-        torch.equal(got[:, 0], table[:, 0]) and torch.equal(got[..., 1], table[..., 1]) and not torch.equal(got, table)
-    )
-    assert ((got - truth).square().sum((1, 2)) <= (table - truth).square().sum((1, 2)) + 1e-5).all()
-    assert torch.equal(fitted_models.Monotone(torch.nn.Identity(), [[1, 3], [2, 4]], [0])(table), got)
-
-
 @pytest.mark.parametrize("kind", ["s", "t", "x", "dr"])
 def test_learners_are_made_from_their_files(kind):
     learner = instantiate(

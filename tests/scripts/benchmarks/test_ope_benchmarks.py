@@ -165,18 +165,18 @@ def test_what_is_proportional_to_a_scale_is_found():
 
 @pytest.mark.long
 def test_twins_are_held_against_the_truth(tmp_path):
-    """The truth has no error; the structural twin is near it, customer by customer."""
+    """The truth has no error; the twin is near it, customer by customer."""
     cfg = composed(
         "benchmark=learning/twins",
         "benchmark.decisions=12000",
         "benchmark.agents=1000",
         "benchmark.new=300",
-        *(f"~benchmark.twins.{name}" for name in ("likelihood", "S", "T", "X", "DR")),
-        "benchmark.twins.structural.twin.reference_size=2000",
+        "~benchmark.twins.network",
+        "benchmark.twins.linear.twin.reference_size=2000",
         name="bench",
     )
     rows = instantiate(cfg.benchmark, _convert_="all")(tmp_path, CPU, 0)["rows"]
-    truth, twin = rows["truth"], rows["structural"]
+    truth, twin = rows["truth"], rows["linear"]
     assert truth["error"] == 0 and truth["correlation"] == pytest.approx(1)
     assert twin["error"] < 0.6 * truth["spread"] and twin["correlation"] > 0.8
     assert truth["response"] > twin["response"] > truth["response"] - 0.05

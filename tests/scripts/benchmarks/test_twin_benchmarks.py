@@ -53,6 +53,8 @@ def test_what_a_twin_recovers_and_what_a_policy_of_it_earns(tmp_path, capsys):
     share = found["share"][f"{ON_THE_TWIN} / planning on {ESTIMATED}"][0]
     assert share == pytest.approx(rows[ON_THE_TWIN]["score"] / rows[f"planning on {ESTIMATED}"]["score"])
     assert "paired by customer" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="benchmark.twin: expected the path of a twin's checkpoint"):
+        run("twin_policies", tmp_path)
     with pytest.raises(ValueError, match=r"benchmark.views: expected some of belief, history, got 'state'"):
         run("twin_policies", tmp_path, f"benchmark.twin={path}", "benchmark.views=[state]")
 

@@ -11,9 +11,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from configs import load, node
-from envs.offers.env import OffersEnv
 from envs.offers.logs.panel import to_panel
-from envs.offers.neural_twin.env import make_twin_env
 from envs.offers.populations.base import theta_from_matrix, theta_to_matrix
 from envs.offers.twin.checks.filter_misfits import Decisions, Segments, misfits
 from envs.offers.twin.hidden_states.fisher_scoring import coefficients, scores
@@ -277,16 +275,17 @@ def test_its_customers_differ_by_what_features_leave_open(fitted, saved):
 def test_policies_on_it_may_see_histories_and_null_is_the_true_world(saved):
     config = OmegaConf.merge(node("offers_twin", "env/observation=history"), {"num_agents": 60, "twin": saved})
     env = instantiate(config, _convert_="all")(CPU, 0)
-    assert type(env) is OffersEnv and env.codec.hides_state and len(env.population.members()) == 1
+    assert isinstance(env.population, TwinPopulation) and env.codec.hides_state and len(env.population.members()) == 1
     obs, _ = env.reset()
     step = env.step(torch.zeros(60, 2, dtype=torch.long))
     assert obs.shape == (60, env.obs_dim) and step.reward.abs().max() == 0.0
     config.twin = None
     true = instantiate(config, _convert_="all")(CPU, 0)
     true.reset()
-    assert not isinstance(true.population, TwinPopulation) and type(true) is OffersEnv
+    assert not isinstance(true.population, TwinPopulation)
+    config.twin = ""
     with pytest.raises(ValueError, match="env.twin: expected the path of a checkpoint of algo=twin"):
-        make_twin_env(CPU, 0, twin="")
+        instantiate(config, _convert_="all")(CPU, 0)
 
 
 @pytest.mark.slow

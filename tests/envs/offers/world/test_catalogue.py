@@ -50,12 +50,6 @@ def test_contacts_are_all_indices_of_an_offer(codec):
     assert torch.equal(codec.nth_contact(torch.arange(len(contacts))), contacts)
 
 
-def test_treatments_number_the_distinct_actions(codec):
-    every = codec.every_action("cpu")
-    assert codec.treatment(every[: codec.num_channels]).unique().tolist() == [0]
-    assert codec.treatment(every[codec.contacts]).tolist() == list(range(1, codec.num_treatments))
-
-
 def test_a_catalogue_keeps_its_codec(make_season):
     catalogue = make_season(1).world.catalogue
     assert catalogue.action_codec == catalogue.to("cpu", torch.float32).action_codec == ActionCodec(*catalogue.nvec)

@@ -8,9 +8,7 @@ from functools import partial
 import torch
 
 from envs.offers.env import OffersEnv
-from envs.offers.populations.base import Population
 from envs.offers.twin.structural_model import TwinPopulation
-from envs.offers.world.catalogue import Catalogue
 
 
 class TwinEnv(OffersEnv):
@@ -22,7 +20,7 @@ class TwinEnv(OffersEnv):
         seed: int,
         *,
         twin: str | None,
-        population: Callable[[Catalogue], Population],
+        population: Callable,
         **parts,
     ):
         if twin == "":

@@ -25,7 +25,7 @@ MakeWriter = Callable[[Path, RunInfo], MetricWriter]
 #: what the live line shows: the first of these that an algorithm logs, the most telling first
 LOSSES = ("losses/value_loss", "losses/td_loss", "losses/total", "ppo/loss", "losses/policy_loss")
 RETURNS = ("charts/episodic_return", "objective/scores")
-FILE_WIDTH = 130  # of tables in files and pipes: the widest table of offers in one line a row
+FILE_WIDTH = 130  # characters of a line where the output is no terminal: a row of a wide table is one line
 
 
 class RunLogger:

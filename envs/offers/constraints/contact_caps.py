@@ -1,8 +1,8 @@
 """Contact caps: at most so many contacts in any so many consecutive weeks, and what policies observe of them.
 
 A policy observes the share of each cap that is left now, and the share that will be left in later weeks if nobody is
-contacted until then: without these it can't know whether a contact of the past stops to count next week or in three
-weeks, and the state that it observes is not Markov.
+contacted until then. Without the latter a policy can't know when a past contact stops counting, and what it observes is
+not Markov.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class ContactCap(NamedTuple):
 
     @property
     def weeks_ahead(self) -> range:
-        """The later weeks in which past contacts may still count; one week more, and all of the cap is left."""
+        """How many weeks ahead past contacts may still count: 1 to `weeks` − 2; one week more, and the cap is free."""
         return range(1, self.weeks - 1)
 
     def left(self, contacted: Tensor, ahead: int = 0) -> Tensor:
@@ -43,7 +43,7 @@ def caps_left(caps: Iterable[ContactCap], contacted: Tensor) -> list[Tensor]:
 
 
 def cap_columns(caps: Iterable[ContactCap]) -> list[str]:
-    """Name the shares that policies observe: of every cap what is left now, then what will be in later weeks."""
+    """Name the observed shares: what is left of every cap now, then what will be left of each in later weeks."""
     caps = tuple(caps)
     now = [f"left of cap {k}" for k in range(len(caps))]
     return now + [f"left of cap {k} in {ahead} weeks" for k, cap in enumerate(caps) for ahead in cap.weeks_ahead]

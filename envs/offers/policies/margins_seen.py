@@ -14,11 +14,10 @@ from envs.offers.world.customers import CustomerState
 
 
 class MarginsSeenPolicy:
-    """A policy on estimates for the customers who bought nothing in the season so far, and another one for all others.
+    """Follow `before` until a customer's first purchase of the season, and `after` from the week after it.
 
-    Every purchase of a customer brings the same margin, so that the first one shows it. `after` is the same policy as
-    `before`, told the true margins in the place of the estimates; its increments count from the first purchase on. Both
-    have one view, for margins say nothing of the state.
+    Every purchase of a customer brings the same margin, so that the first one shows it. `after` is `before` with true
+    margins in the place of estimated ones. Both see the state alike, because margins say nothing of it.
     """
 
     def __init__(self, before: SeasonPolicy, after: SeasonPolicy):
@@ -26,7 +25,7 @@ class MarginsSeenPolicy:
         self.information = replace(before.information, season=(*before.information.season, MARGINS))
 
     def increments(self, week: int, state: CustomerState, options: ContactOptions) -> Increments:
-        """Return the increments of `after` for who bought in an earlier week, those of `before` for all others."""
+        """Return the increments of `after` for customers who bought in an earlier week, of `before` for others."""
         assert options.history is not None  # the options of a market have it
         bought = (options.history.purchases > 0).any(0)[:, None]
         pair = [policy.increments(week, state, options) for policy in (self.after, self.before)]

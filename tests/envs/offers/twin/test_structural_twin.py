@@ -146,7 +146,7 @@ def test_without_features_it_finds_the_shares_that_were_counted():
     """Without features, δ and π− are shares of possible moves that happened, and g is a mean."""
     env, log = random_log(600)
     log.obs[:, : env.static_dim] = 0.0
-    model = twin(env, holdout={"customers": 0.01, "weeks": 0}, twin={"penalty": 0.0, "rounds": 4})
+    model = twin(env, holdout={"customers": 0.01, "weeks": 0}, twin={"penalty": 0.0, "rounds": 16})
     model.set_dataset(log)
     model.members = model.members[:1]
     weight = model.fit_weeks.float()

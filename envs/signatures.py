@@ -68,7 +68,8 @@ def located(key: str, target: Any) -> Callable:
 def parameters_of(target: Callable) -> Parameters | None:
     """Return what a target can be given, None where Python can't tell.
 
-    A subclass that passes **keywords on is given the parameters of its base too.
+    A subclass that passes **keywords on is given the parameters of its base too. One of a package of a user's own may
+    give some of these itself, so that none of them is needed.
     """
     try:
         parameters = dict(inspect.signature(target).parameters)
@@ -77,6 +78,8 @@ def parameters_of(target: Callable) -> Parameters | None:
     base = target.__base__ if isinstance(target, type) else None
     if base not in (None, object) and passes_on(parameters):
         above = parameters_of(base) or {}
+        if target.__module__.partition(".")[0] not in OWN_PACKAGES:
+            above = {name: p if p.default is not p.empty else p.replace(default=None) for name, p in above.items()}
         own = {name: p for name, p in parameters.items() if p.kind is not p.VAR_KEYWORD}
         return {**above, **own}
     return parameters

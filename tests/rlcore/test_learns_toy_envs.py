@@ -63,7 +63,7 @@ def test_planning_does_not_pay_where_nothing_lasts():
 def test_ppo_learns_to_plan():
     judge = evaluation()
     algo = load(
-        "../algo/ppo", judge.env, 0, total_steps=360_000, minibatches=3, eval_every=10**9, checkpoint_every=10**9
+        "../algo/ppo", judge.env, 0, total_steps=600_000, minibatches=3, eval_every=10**9, checkpoint_every=10**9
     )
     train(algo)
     result = judge.validate(algo)

@@ -112,7 +112,7 @@ def test_a_third_file_forgets_neither_the_first_nor_the_second(first, tmp_path, 
 @pytest.mark.long
 def test_a_policy_that_got_worse_is_not_kept(first, tmp_path):
     """With a learning rate at which nothing is learned but noise, the policy from before stays."""
-    new = write_log(tmp_path / "second.csv", 300, 3, helps="a")
+    new = write_log(tmp_path / "second.csv", 1200, 3, helps="a")
     run = train(*resume(first, f"log={new}", "algo.optimizer.lr=1.0", "seed=4"), directory=tmp_path / "on")
     found = json.loads((tmp_path / "on/metrics.json").read_text())["before_and_after"]
     assert found["kept"] == "before"

@@ -63,10 +63,10 @@ class OnPolicyAlgorithm(NetworkAlgorithm):
         return self.collect_rollout(self.env, self.network, uniforms)
 
     def conclude(self, rollout: Rollout, metrics: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Learn from a rollout what is left after an update; return the iteration's metrics, of all processes."""
+        """Fit the auxiliary model, update the normalisation; return the metrics, averaged over all processes."""
         if self.auxiliary:
             metrics |= self.auxiliary.fit(rollout.obs, rollout.action, rollout.info, self.minibatches, self.generator)
-        # The observations' normalisation changes here alone: both log-probabilities of a ratio must see the same one.
+        # Normalisation changes only here: old and new log-probabilities of a ratio must use the same statistics.
         self.network.update_normalization(rollout.obs)
         metrics = distributed.mean_scalars(metrics | rollout.mean_info())
         metrics["charts/episodic_return"] = self.episodic_return.update(rollout.reward, rollout.done)

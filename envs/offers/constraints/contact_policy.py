@@ -65,8 +65,7 @@ class ContactPolicy:
 
     def __call__(self, subscribed: Tensor, contacted: list[Tensor] | Tensor) -> ContactOptions:
         """Return what may be sent, given who is subscribed and who was contacted in each past week, bool [N] each."""
-        past = contacted if isinstance(contacted, Tensor) else torch.stack([torch.zeros_like(subscribed), *contacted])
-        shares = caps_left(self.caps, past)
+        shares = caps_left(self.caps, past_contacts(subscribed, contacted))
         contactable = subscribed
         for left_now in shares[: len(self.caps)]:
             contactable = contactable & (left_now > 0)
@@ -98,10 +97,14 @@ class ContactPolicy:
             for x in self.exclusions
             if x.offer in (None, offer) and x.channel in (None, channel) and x.excluded[customer]
         ]
-        nothing = torch.zeros(1, dtype=torch.bool)
-        past = torch.stack([nothing, *(x[customer : customer + 1].cpu() for x in contacted)])
+        past = past_contacts(torch.zeros(1, dtype=torch.bool), [x[customer : customer + 1].cpu() for x in contacted])
         return found + [cap.reason for cap in self.caps if cap.left(past).item() <= 0]
 
     def shares(self) -> dict[str, float]:
         """Share of the customers that each lasting rule excludes."""
         return {x.reason: x.excluded.double().mean().item() for x in self.exclusions}
+
+
+def past_contacts(like: Tensor, contacted: list[Tensor] | Tensor) -> Tensor:
+    """Return past weeks' contacts as one tensor [weeks, N]; a list, which may be empty, gets a week without any."""
+    return contacted if isinstance(contacted, Tensor) else torch.stack([torch.zeros_like(like), *contacted])

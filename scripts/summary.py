@@ -2,7 +2,7 @@
 
 Usage:
 
-    python scripts/summary.py FOLDER… [--out FOLDER]
+    python scripts/summary.py FOLDER… [--out FOLDER] [--beside POLICY]
 
 FOLDER is that of a sweep, or of several runs. The table is printed, and summary.csv, summary.md and learning_curves.png
 are written into the first FOLDER, or into --out.
@@ -29,6 +29,9 @@ def main() -> None:
     )
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="of a sweep, or of runs")
     parser.add_argument("--out", type=Path, help="folder of the files; the first FOLDER if it is left out")
+    parser.add_argument(
+        "--beside", action="append", default=[], metavar="POLICY", help="another policy of the runs, as a column"
+    )
     arguments = parser.parse_args()
     options = OmegaConf.load(CONF / "hydra/callbacks/sweep_summary.yaml").sweep_summary
     try:
@@ -38,6 +41,7 @@ def main() -> None:
             level=options.level,
             resamples=options.resamples,
             seed=options.seed,
+            beside=arguments.beside,
         )
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

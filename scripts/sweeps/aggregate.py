@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rlcore.ope.intervals import central, student_half_width
 from rlcore.runs.plots import markdown
-from scripts.sweeps.jobs import Setting
+from scripts.sweeps.jobs import Job, Setting
 
 #: cut from each end of the sorted values, rounded down to whole values (Agarwal et al. 2021)
 TRIMMED = 0.25
@@ -35,6 +35,7 @@ class Summary(NamedTuple):
     folder: str  #: of the best seed
     difference: float  #: mean difference to the setting of the best mean, over the seeds of both; its own is NaN
     difference_half_width: float  #: of Student's interval of this difference, paired by seed
+    beside: dict[str, float]  #: means of other policies over the jobs that have them, {name: mean}
 
 
 def summarize(settings: list[Setting], *, level: float, resamples: int, seed: int) -> list[Summary]:
@@ -104,6 +105,7 @@ def summarize_setting(setting: Setting, level: float, resamples: int, seed: int)
             folder="",
             difference=math.nan,
             difference_half_width=math.nan,
+            beside=means_beside(setting.jobs),
         )
     values = torch.tensor(list(values_by_seed(setting).values()), dtype=torch.float64)
     higher = jobs[0].higher_is_better
@@ -124,7 +126,17 @@ def summarize_setting(setting: Setting, level: float, resamples: int, seed: int)
         folder=str(best.folder),
         difference=math.nan,
         difference_half_width=math.nan,
+        beside=means_beside(setting.jobs),
     )
+
+
+def means_beside(jobs: list[Job]) -> dict[str, float]:
+    """Return the mean of each other policy, over the jobs that have it; NaN where none has."""
+    found = {}
+    for name in jobs[0].beside:
+        values = [job.beside[name] for job in jobs if math.isfinite(job.beside[name])]
+        found[name] = sum(values) / len(values) if values else math.nan
+    return found
 
 
 def interquartile_mean(values: Tensor) -> Tensor:
@@ -160,6 +172,7 @@ def header(summaries: list[Summary]) -> list[str]:
         "its seed",
         "less the best row",
         "±",
+        *summaries[0].beside,
     ]
 
 
@@ -182,6 +195,7 @@ def rows(summaries: list[Summary]) -> list[list[str]]:
                 summary.best_seed,
                 number(summary.difference),
                 number(summary.difference_half_width),
+                *(number(mean) for mean in summary.beside.values()),
             ]
         )
     return found
@@ -204,7 +218,8 @@ def to_csv(summaries: list[Summary]) -> str:
     file = io.StringIO()
     keys = list(summaries[0].choices)
     writer = csv.writer(file)
-    writer.writerow([*keys, *Summary._fields[1:]])
+    writer.writerow([*keys, *Summary._fields[1:-1], *summaries[0].beside])
     for summary in summaries:
-        writer.writerow([*summary.choices.values(), *("" if x != x else x for x in summary[1:])])
+        values = [*summary[1:-1], *summary.beside.values()]
+        writer.writerow([*summary.choices.values(), *("" if x != x else x for x in values)])
     return file.getvalue()

@@ -16,10 +16,11 @@ from scripts.sweeps.report import summarize_sweep
 class SweepSummary(Callback):
     """Names the folders by what is swept over; at the end prints and writes the summary of `summarize_sweep`."""
 
-    def __init__(self, *, level: float, resamples: int, seed: int):
+    def __init__(self, *, level: float, resamples: int, seed: int, beside: list[str]):
         self.level = level
         self.resamples = resamples
         self.seed = seed
+        self.beside = beside
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Leave the overrides that all jobs share out of their folders' names.
@@ -37,6 +38,8 @@ class SweepSummary(Callback):
         if not any(folder.rglob("metrics.json")):
             return
         try:
-            summarize_sweep([folder], folder, level=self.level, resamples=self.resamples, seed=self.seed)
+            summarize_sweep(
+                [folder], folder, level=self.level, resamples=self.resamples, seed=self.seed, beside=self.beside
+            )
         except (ValueError, OSError) as error:  # the jobs themselves are kept
             print(f"error: {error}", file=sys.stderr)

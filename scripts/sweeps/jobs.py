@@ -25,6 +25,7 @@ class Job(NamedTuple):
     higher_is_better: bool
     curve_metric: str
     curve: list[tuple[int, float]]  #: (step, value) of the validations during training
+    beside: dict[str, float]  #: the metric's value of other policies, {name: value}; NaN where a run has no such policy
 
 
 class Setting(NamedTuple):
@@ -40,10 +41,10 @@ class Setting(NamedTuple):
         return ", ".join(f"{key}={value}" for key, value in self.choices.items() if value) or "all"
 
 
-def read_jobs(folders: Iterable[Path]) -> list[Job]:
+def read_jobs(folders: Iterable[Path], beside: Iterable[str] = ()) -> list[Job]:
     """Read the runs in folders and below them, in the order of their names; a run that lies in two of them counts once.
 
-    Raises ValueError where a folder has no run, and where a run's metrics.json has no headline figure.
+    `beside` names the other policies that are read. Raises ValueError where a folder has no run, and where a run's metrics.json has no headline figure.
     """
     found: dict[Path, Path] = {}  # by the file's own path, whatever links and folders lead to it
     for folder in folders:
@@ -54,7 +55,7 @@ def read_jobs(folders: Iterable[Path]) -> list[Job]:
             raise ValueError(f"{folder}: expected the folder of a sweep or of a run: no metrics.json in it or below")
         for file in files:
             found.setdefault(file.resolve(), file)
-    return [read_job(file) for file in found.values()]
+    return [read_job(file, beside) for file in found.values()]
 
 
 def natural_order(path: Path) -> list[tuple[int, str]]:
@@ -63,7 +64,7 @@ def natural_order(path: Path) -> list[tuple[int, str]]:
     return [(int(head) if head.isdigit() else -1, part) for head, part in zip(heads, path.parts)]
 
 
-def read_job(file: Path) -> Job:
+def read_job(file: Path, beside: Iterable[str]) -> Job:
     """Read a run by its metrics.json and by the overrides that Hydra keeps beside it."""
     try:
         found = json.loads(file.read_text())
@@ -79,13 +80,21 @@ def read_job(file: Path) -> Job:
             seed=", ".join(seeds),
             training_seed=training_seed,
             metric=headline["metric"],
-            value=math.nan if headline["value"] is None else float(headline["value"]),
+            value=number_or_nan(headline["value"]),
             higher_is_better=headline["higher_is_better"],
             curve_metric=curve["metric"],
-            curve=[(int(step), math.nan if value is None else float(value)) for step, value in curve["points"]],
+            curve=[(int(step), number_or_nan(value)) for step, value in curve["points"]],
+            beside={
+                name: number_or_nan(found.get("policies", {}).get(name, {}).get(headline["metric"])) for name in beside
+            },
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{file}: no headline figure of a run in it ({type(error).__name__}: {error})") from error
+
+
+def number_or_nan(value: float | None) -> float:
+    """Read a number of metrics.json, where null stands for what is undefined."""
+    return math.nan if value is None else float(value)
 
 
 def split_override(override: str) -> tuple[str, str]:

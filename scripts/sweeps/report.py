@@ -15,19 +15,22 @@ from scripts.sweeps.curves import curves_figure
 from scripts.sweeps.jobs import group, read_jobs
 
 
-def summarize_sweep(folders: list[Path], out: Path, *, level: float, resamples: int, seed: int) -> None:
+def summarize_sweep(
+    folders: list[Path], out: Path, *, level: float, resamples: int, seed: int, beside: list[str]
+) -> None:
     """Summarise the jobs in folders and below, print the table, and write the files into `out`.
 
-    `level` is that of the intervals, `resamples` the bootstrap's samples, `seed` its random numbers'.
+    `level` is that of the intervals, `resamples` the bootstrap's samples, `seed` its random numbers'; `beside` names
+    the policies that each get a column of their own.
     """
-    jobs = read_jobs(folders)
+    jobs = read_jobs(folders, beside)
     settings = group(jobs)
     summaries = summarize(settings, level=level, resamples=resamples, seed=seed)
     better = "higher" if jobs[0].higher_is_better else "lower"
     caption = (
         f"±: half of Student's {level:.0%} interval of the mean over seeds; IQM: mean of the middle half, with its "
         f"bootstrap interval (too narrow for few seeds); {better} is better; "
-        "best: in hindsight, so it flatters"
+        f"best: in hindsight, so it flatters{'; last columns: the mean of other policies' if beside else ''}"
     )
     table = Table(
         title=f"{len(jobs)} jobs, {len(settings)} settings",

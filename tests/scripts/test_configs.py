@@ -42,6 +42,7 @@ PRIMARY = {
 # groups of parts that the default algorithm or environment doesn't have
 OWNERS = {
     "uplift_learner=": "benchmark=uplift/qini",
+    "without=": "experiment=ablation",
     "algo/exploration=": "algo=bandit",
     "algo/twin=": "algo=twin",
     "algo/encoder=": "algo=reward_model",
@@ -65,8 +66,7 @@ OWNERS = {
 FULL_INFORMATION = [
     *("full_information", "static", "caps", "frontier", "rollover", "logistic", "tradeoff", "gpu", "offers_long"),
     *("beliefs", "learner/full_information", "learner/states", "learner/caps", "learner/static", "learner/long"),
-    *("learner/short", "learner/without_theta", "learner/without_starts", "learner/without_averaging"),
-    *("learner/without_trace", "learner/without_expected_spend"),
+    "ablation",
 ]
 
 

@@ -126,9 +126,23 @@ def test_the_interquartile_mean_leaves_out_a_quarter_at_each_end():
     assert interquartile_mean(torch.tensor([1.0, 2.0, 6.0])).item() == 3.0
 
 
+def test_other_policies_stand_beside_by_their_mean_over_the_jobs_that_have_them(tmp_path):
+    for number, (view, other) in enumerate([("state", 0.5), ("state", 0.7), ("belief", None)]):
+        folder = tmp_path / str(number)
+        write_job(folder, [f"env/observation={view}", f"seed={number}"], 0.6)
+        if other is not None:
+            file = folder / "metrics.json"
+            file.write_text(json.dumps({**json.loads(file.read_text()), "policies": {"planning": {"score": other}}}))
+    summaries = summarize(group(read_jobs([tmp_path], ["planning"])), **OPTIONS)
+    assert header(summaries)[-1] == "planning"
+    assert [row[-1] for row in rows(summaries)] == ["0.6000", ""]
+    by_view = {row["env/observation"]: row for row in csv.DictReader(to_csv(summaries).splitlines())}
+    assert float(by_view["state"]["planning"]) == pytest.approx(0.6) and by_view["belief"]["planning"] == ""
+
+
 @pytest.mark.slow
 def test_files_hold_the_table(sweep, capsys):
-    summarize_sweep([sweep], sweep, **OPTIONS)
+    summarize_sweep([sweep], sweep, **OPTIONS, beside=[])
     shown = capsys.readouterr().out
     assert "10 jobs, 2 settings" in shown and "0.6200" in shown
     with (sweep / "summary.csv").open(newline="") as file:
@@ -187,7 +201,7 @@ def test_folders_are_named_by_what_is_swept_over():
         config = compose("train", overrides=["env.num_agents=48"], return_hydra_config=True)
     OmegaConf.set_readonly(config.hydra, False)
     config.hydra.overrides.task = ["algo=ppo,bandit", "env.num_agents=48", "algo.gamma=interval(0,1)", "seed=0,1"]
-    SweepSummary(**OPTIONS).on_multirun_start(config)
+    SweepSummary(**OPTIONS, beside=[]).on_multirun_start(config)
     assert config.hydra.overrides.hydra[-1].endswith("exclude_keys=['env.num_agents']")
     assert folder_name(3, "algo=ppo,log=logs/a.parquet") == "3_algo=ppo,log=logs.a.parquet"
     assert folder_name(0, "") == "0" and len(folder_name(0, "x" * 1000)) == MAX_NAME

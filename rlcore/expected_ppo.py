@@ -4,7 +4,8 @@ Expected policy gradients (Ciosek and Whiteson 2018), or the mean actor-critic (
 surrogate. A LookaheadEnv (envs/base.py) gives each action's expected reward and next states, and a critic values these
 states. In training the critic may observe what the policy does not (asymmetric actor-critic: Pinto et al. 2018).
 Shapes: T steps of an episode, N agents, P = Π nvec actions of an agent (combinations of its heads), S states of an
-agent, K futures of a LookaheadEnv, D and C columns that policy and critic observe, B = T·N samples or a minibatch.
+agent, K futures (ways in which an action changes what the critic observes next, beside the state; 1 if there is none),
+D and C columns that policy and critic observe, B = T·N samples or a minibatch.
 """
 
 from __future__ import annotations
@@ -51,9 +52,12 @@ class ExpectedPPO(OnPolicyAlgorithm):
     """PPO on expected advantages, in a LookaheadEnv of episodes of one length.
 
     `epochs` passes train the policy and `critic_epochs` the critic, each in `minibatches` and by an optimiser of its
-    own. `ent_coef` is in units of reward, for advantages are not normalised. The policy that is deployed is the
-    exponential moving average of the weights, of decay `average_decay` a minibatch, without a bias towards the initial
-    ones. Raises ValueError where the environment has no lookahead, or episodes of several lengths.
+    own. `ent_coef` is in units of reward, for advantages are not normalised. The deployed policy has the exponential
+    moving average of the weights. The average decays by the factor `average_decay` per minibatch, and is corrected for
+    its bias towards the initial weights.
+
+    Raises ValueError if the environment has no lookahead, if its episodes differ in length, or if the network is no
+    actor.
     """
 
     graph_regions: tuple[str, ...] = ("compute_policy_gradients", "compute_critic_gradients")
@@ -88,8 +92,8 @@ class ExpectedPPO(OnPolicyAlgorithm):
         lookahead = env.as_lookahead(privileged)
         if lookahead is None:
             raise ValueError(
-                "algo=ppo_expected: this environment can't give every action's expected reward and next states, "
-                "expected algo=ppo, which learns from sampled actions"
+                "algo=ppo_expected: this environment can't give the mean reward and the next states of every action; "
+                "use algo=ppo, which learns from sampled actions"
             )
         if not env.episode_length:
             raise ValueError(
@@ -219,7 +223,7 @@ class ExpectedPPO(OnPolicyAlgorithm):
         metrics = self.compute_policy_gradients(batch)
         self.optimizer.step()
         with torch.no_grad():
-            # Σ decay^(t−i): the newest weights have weight 1 in it, so the average has no bias to its start
+            # average_mass is Σ_{i=1..t} decay^(t−i): 1 at the first step, so nothing of the initial weights stays
             self.average_mass.mul_(self.average_decay).add_(1.0)
             for average, weight in zip(self.average_weights, self.weights):
                 average.lerp_(weight, 1 / self.average_mass)

@@ -98,7 +98,7 @@ class PPO(OnPolicyAlgorithm):
         if center_reward and not env.has_fixed_lengths:
             raise ValueError(
                 "algo.center_reward: expected false in this environment, where actions decide how long an episode "
-                "lasts: less the mean reward, its steps would pay for another length"
+                "lasts: subtracting the mean reward from every step would pay for shorter or longer episodes"
             )
         if norm_adv not in ("minibatch", "batch", "none"):
             raise ValueError(f"algo.norm_adv: expected minibatch, batch or none, got '{norm_adv}'")
@@ -205,8 +205,8 @@ class PPO(OnPolicyAlgorithm):
         if self.norm_adv == "minibatch":
             advantage = whiten(advantage, mask=batch.has_choice, all_reduce=distributed.all_reduce_sum)
         # Policy terms are means over the steps with a choice. The number of these steps differs between processes: each
-        # process weights its means by its number of such steps, divided by the processes' mean number. The average of
-        # the gradients is then the gradient of one mean over all processes.
+        # process multiplies its means by n / n̄, where n is its number of such steps, and n̄ the mean of n over
+        # processes. The average of the gradients is then the gradient of one mean over all processes.
         weight = distributed.mean_weight(batch.has_choice)
         loss, metrics = losses.ppo(
             log_prob=pi.log_prob(batch.action),

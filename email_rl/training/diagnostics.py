@@ -48,7 +48,6 @@ def update_metrics(loss: Tensor, metrics: dict[str, Tensor], log_ratio: Tensor, 
         "clipfrac": metrics["clipfrac"],
         "ratio": losses.masked_mean(ratio, mask),
         "ratio_square": losses.masked_mean(ratio.square(), mask),
-        "ratio_max": ratio.max(),
     }
 
 
@@ -57,22 +56,21 @@ class UpdateMetrics:
 
     def __init__(self) -> None:
         self.totals: dict[str, Tensor] = {}
-        self.largest_ratio: Tensor | None = None
+        self.largest_ratio: Tensor | None = None  # of the micro-batches' mean ratios
 
     def add(self, metrics: dict[str, Tensor], share: Tensor) -> None:
         """Add a micro-batch with this share of its minibatch's tokens."""
-        ratio = metrics["ratio_max"]
+        ratio = metrics["ratio"]
         self.largest_ratio = ratio if self.largest_ratio is None else torch.maximum(self.largest_ratio, ratio)
         for name, x in metrics.items():
-            if name != "ratio_max":
-                self.totals[name] = self.totals.get(name, 0) + share * x
+            self.totals[name] = self.totals.get(name, 0) + share * x
 
     def add_grad_norm(self, grad_norm: Tensor) -> None:
         """Add the gradient's norm of a minibatch."""
         self.totals["grad_norm"] = self.totals.get("grad_norm", 0) + grad_norm
 
     def mean(self, steps: int) -> dict[str, Tensor]:
-        """Return the means over minibatches of all processes, the variance of the ratio, and the largest ratio."""
+        """Return means over all minibatches, the ratio's variance, and the largest mean ratio of a micro-batch."""
         assert self.largest_ratio is not None  # an update has a step
         metrics = distributed.mean_scalars({f"ppo/{name}": total / steps for name, total in self.totals.items()})
         metrics["ppo/ratio_max"] = distributed.all_reduce_max(self.largest_ratio)

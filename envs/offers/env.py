@@ -22,10 +22,10 @@ from envs.offers.world.transition import transition
 class OffersEnv(CustomerEnv):
     """An episode is one season of newly drawn customers, each under a price path of its own (envs/offers/README.md §6).
 
-    With several `price_paths` the season of each drawn customer is simulated as often, under other paths.
-    `exploring_starts` is the share of agents whose season starts in a state drawn uniformly from all states.
-    The reward is r − price·spend (with shaping A⁰ − price·spend), in money. V_end is added after the last week, when
-    all episodes end.
+    Each drawn customer is simulated `price_paths` times, each time under another path. `exploring_starts` is the share
+    of agents whose season starts in a state drawn uniformly from all states. The reward is r − price·spend, in money,
+    where r is the week's profit; V_end is added after the last week, when all episodes end. With shaping the reward is
+    A⁰ − price·spend, and A⁰ contains V_end.
     """
 
     info_keys = ("redeemed", "contacted", "trips", "spend", "reward", "profit", "churned")
@@ -61,7 +61,7 @@ class OffersEnv(CustomerEnv):
         self.memory = self.codec.start_memory(self.features)
         self._prepare_responses(sample)
         self.uniforms = torch.rand(self.episode_length, UNIFORMS, n, generator=self.generator, device=self.device)
-        # of the history, by week
+        # the history's entries (KINDS) of each week so far
         self.outcomes_so_far = torch.zeros(len(KINDS), self.episode_length, n, device=self.device)
         # at the start of each week, whatever the view shows of them
         self.states_so_far = torch.stack(self.state)[:, None].repeat(1, self.episode_length, 1)
@@ -70,7 +70,10 @@ class OffersEnv(CustomerEnv):
         return obs, self._action_mask()
 
     def _prepare_responses(self, sample: Sample) -> None:
-        """Prepare the model of how the customers of a sample respond. Raises ValueError outside the family."""
+        """Prepare the model of how the customers of a sample respond.
+
+        Raises ValueError in a world of other equations.
+        """
         if isinstance(self.world, UnlikeWorld):
             raise ValueError("env/world=unlike_…: other equations than those of this env: expected env=offers_unlike")
         self.customers = self.world.inhabit(sample.customers)
@@ -86,9 +89,10 @@ class OffersEnv(CustomerEnv):
         return OffersLookahead(self, privileged)
 
     def _observe(self, history: History) -> tuple[ContactOptions, Tensor]:
-        """Return what customers with a history may be sent, and their observations."""
+        """Return the contacts that each customer's history allows, and the customers' observations."""
         week = min(self.week, self.world.weeks - 1)
-        # The history grows with the weeks and fits no graph, so it is passed only where something depends on it.
+        # The history grows every week, so no recorded graph of fixed shapes can take it: it is passed where caps need
+        # it.
         recalled = history if self.contact_policy.caps else None
         options, obs = self.observe_week(
             self.calendar[week : week + 1], self.state, self.memory, recalled, self.prices[week]
@@ -98,7 +102,7 @@ class OffersEnv(CustomerEnv):
     def observe_week(
         self, week: Tensor, state: CustomerState, memory: Tensor, history: History | None, price: Tensor
     ) -> tuple[ContactOptions, Tensor]:
-        """Do the same as a function of tensors, for a week [1] and its prices [N]; history may be None."""
+        """Do what `_observe` does, as a function of tensors, for a week [1] and its prices [N]; history may be None."""
         subscribed = self.codec.subscribed(state, memory)
         options = self.contact_policy(subscribed, [] if history is None else history.contacts)
         features = options.with_caps_left(self.features)
@@ -124,7 +128,7 @@ class OffersEnv(CustomerEnv):
         return self.world.catalogue.spend(offer[:, None], channel, probability)
 
     def expected_reward(self) -> Tensor:
-        """Return this week's expected profit less its spend at the price, [N, O+1, C], without later weeks."""
+        """Return this week's expected profit minus price·spend, [N, O+1, C], without later weeks."""
         mask = self.options.action_mask
         table = expected_reward_table(self.customers, self.world, self.week, self.state, self.price, mask)
         return table.unflatten(1, self.nvec)

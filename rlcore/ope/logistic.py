@@ -38,7 +38,7 @@ class Logistic(Linear):
         super().__init__(ridge=ridge, own=own, scaled=False)
 
     def empty(self, inputs: int, actions: int, kinds: int) -> LogisticActionModel:
-        """Build an unfitted model, for a state to be loaded into."""
+        """Build an unfitted model, to load a `state_dict` into."""
         return LogisticActionModel(inputs, actions, kinds)
 
     def fit_inputs(self, model: LinearActionModel, obs: Tensor) -> None:

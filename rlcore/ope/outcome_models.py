@@ -24,7 +24,7 @@ class OutcomeLearner(Protocol):
     """Fits a model of outcomes: a module from observations [B, D] to the outcomes of all actions [B, A, K]."""
 
     def empty(self, inputs: int, actions: int, kinds: int) -> nn.Module:
-        """Build an unfitted model, for a state to be loaded into."""
+        """Build an unfitted model, to load a `state_dict` into."""
 
     def __call__(
         self, obs: Tensor, action: Tensor, outcome: Tensor, actions: int, generator: torch.Generator
@@ -99,7 +99,7 @@ class Network:
         self.batch_size = batch_size
 
     def empty(self, inputs: int, actions: int, kinds: int) -> MultiActionRegressor:
-        """Build an unfitted model, for a state to be loaded into."""
+        """Build an unfitted model, to load a `state_dict` into."""
         sizes = [inputs, *self.hidden, actions * kinds]
         net = mlp(sizes, self.activation, OUTPUT_GAIN)
         return MultiActionRegressor(net, inputs, actions, kinds)
@@ -191,7 +191,7 @@ class Linear:
         self.scaled = scaled
 
     def empty(self, inputs: int, actions: int, kinds: int) -> LinearActionModel:
-        """Build an unfitted model, for a state to be loaded into."""
+        """Build an unfitted model, to load a `state_dict` into."""
         return LinearActionModel(inputs, actions, kinds, self.scaled)
 
     def __call__(

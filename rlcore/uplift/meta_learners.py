@@ -1,8 +1,9 @@
 """Meta-learners of causal effects (S, T, X and DR) of several actions, on the models of rlcore/ope/outcome_models.py.
 
-A meta-learner is fitted and called like those models: fitted to outcomes [N, K] of actions [N] taken on observations
-[N, D], its model predicts the outcomes [B, A, K] of all actions. The first action is the control (nothing); an action's
-effect is its outcome minus the control's. `cluster` int64 [N], numbered from 0, is the unit of a row; `propensity` [N]
+A meta-learner is called like the learners of that module: with outcomes [N, K] (K kinds) of actions [N] that were taken
+on observations [N, D]. It returns a fitted model, which predicts the outcomes [B, A, K] of all A actions for
+observations [B, D]. The first action is the control (nothing); an action's effect is its outcome minus the control's.
+`cluster` int64 [N] says which unit, such as a customer, a row belongs to; units are numbered from 0. `propensity` [N]
 is the probability of the action taken.
 """
 
@@ -23,7 +24,7 @@ class MetaLearner(Protocol):
     """A meta-learner: fits a model of several actions' outcomes, whose differences are the actions' effects."""
 
     def empty(self, inputs: int, actions: int, kinds: int) -> nn.Module:
-        """Build an unfitted model, for a state to be loaded into."""
+        """Build an unfitted model, to load a `state_dict` into."""
 
     def __call__(
         self,
@@ -39,13 +40,17 @@ class MetaLearner(Protocol):
 
 
 class S:
-    """S-learner: one model of all actions' outcomes, where the action picks a head or slopes (Künzel et al. 2019)."""
+    """S-learner: one model of all actions' outcomes, to which the action is an input (Künzel et al. 2019).
+
+    A network has a head per action; a linear model has a constant per action, and slopes that all treatments share or
+    that each action has of its own.
+    """
 
     def __init__(self, *, model: OutcomeLearner):
         self.model = model
 
     def empty(self, inputs: int, actions: int, kinds: int) -> nn.Module:
-        """Build an unfitted model, for a state to be loaded into."""
+        """Build an unfitted model, to load a `state_dict` into."""
         return self.model.empty(inputs, actions, kinds)
 
     def __call__(
@@ -70,7 +75,7 @@ class T:
         self.model = model
 
     def empty(self, inputs: int, actions: int, kinds: int) -> PerArm:
-        """Build an unfitted model, for a state to be loaded into."""
+        """Build an unfitted model, to load a `state_dict` into."""
         arms = [self.model.empty(inputs, 1, kinds) for _ in range(actions)]
         return PerArm(arms)
 
@@ -101,7 +106,7 @@ class X:
         self.effect = effect
 
     def empty(self, inputs: int, actions: int, kinds: int) -> XLearnerModel:
-        """Build an unfitted model, for a state to be loaded into."""
+        """Build an unfitted model, to load a `state_dict` into."""
         treatments = actions - 1
         control = self.model.empty(inputs, 1, kinds)
         treated = PerArm([self.effect.empty(inputs, 1, kinds) for _ in range(treatments)])
@@ -119,7 +124,8 @@ class X:
         propensity: Tensor | None = None,
         cluster: Tensor | None = None,
     ) -> XLearnerModel:
-        """Fit. The average is by estimated propensities: new units have no logged ones, and any weights are consistent.
+        """Fit. The two effects are averaged with estimated propensities as weights, because new units have no logged
+        ones.
 
         Raises ValueError where an action was never taken.
         """
@@ -154,7 +160,7 @@ class DR:
         self.floor = floor
 
     def empty(self, inputs: int, actions: int, kinds: int) -> DRLearnerModel:
-        """Build an unfitted model, for a state to be loaded into."""
+        """Build an unfitted model, to load a `state_dict` into."""
         outcome_models = [self.model.empty(inputs, actions, kinds) for _ in range(self.folds)]
         effect = self.effect.empty(inputs, 1, (actions - 1) * kinds)
         return DRLearnerModel(outcome_models, effect)
@@ -171,7 +177,7 @@ class DR:
     ) -> DRLearnerModel:
         """Fit; without propensities [N], propensities are estimated.
 
-        Raises ValueError where an action was never taken, or by one fold's clusters alone.
+        Raises ValueError where an action was never taken, or was taken in one fold alone.
         """
         if cluster is None:
             cluster = torch.arange(len(obs), device=obs.device)

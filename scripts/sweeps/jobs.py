@@ -44,7 +44,8 @@ class Setting(NamedTuple):
 def read_jobs(folders: Iterable[Path], beside: Iterable[str] = ()) -> list[Job]:
     """Read the runs in folders and below them, in the order of their names; a run that lies in two of them counts once.
 
-    `beside` names the other policies that are read. Raises ValueError where a folder has no run, and where a run's metrics.json has no headline figure.
+    `beside` names the other policies that are read. Raises ValueError where a folder has no run, and where a run's
+    metrics.json has no headline figure.
     """
     found: dict[Path, Path] = {}  # by the file's own path, whatever links and folders lead to it
     for folder in folders:

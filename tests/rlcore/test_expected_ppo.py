@@ -329,7 +329,7 @@ def test_without_a_lookahead_one_line_names_the_way(env):
         pytest.importorskip("gymnasium")
     config = composed("algo=ppo_expected", env, "env.num_agents=4")
     made = instantiate(config.env, _convert_="all")(CPU, 0)
-    with pytest.raises(ValueError, match="algo=ppo_expected: .*expected (algo=ppo|env.reward.shaping)"):
+    with pytest.raises(ValueError, match="algo=ppo_expected: .*(use algo=ppo|expected env.reward.shaping)"):
         instantiate(config.algo, _convert_="all")(made, 0)
 
 

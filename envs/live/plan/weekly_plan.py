@@ -1,4 +1,4 @@
-"""The plan of a week: score, clear each arm's money, draw, and say why."""
+"""The plan of a week: who is sent which offer through which channel, within each arm's money, and why."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from envs.live.plan.twin_gains import ExpectedGain, TwinGains
 
 
 class PlanViolation(Exception):
-    """A decision that the contact rules refuse got past the policy's own mask."""
+    """The contact rules do not allow a decision that an arm drew."""
 
 
 class ArmResult(NamedTuple):
-    """What an arm's money became."""
+    """What an arm's plan comes to: customers, contacts, money."""
 
     customers: int
     eligible: int
     contacts: int
     money: float
-    spend: float  #: expected, of what was drawn
-    expected: float  #: expected, over the lots as well
-    face: float  #: what a ledger must reserve
-    odds: float  #: bound of the probability that lots pass the money of `reserved` or a capacity, so that some are cut
+    spend: float  #: expected over redemptions, given what was drawn
+    expected: float  #: expected over redemptions and over what is drawn
+    face: float  #: face value and cost of all that is sent, which a ledger must reserve
+    odds: float  #: upper bound of the probability that sends are cut: that the drawn ones exceed a limit
 
 
 class ChannelUse(NamedTuple):
@@ -43,13 +43,13 @@ class ChannelUse(NamedTuple):
 
     messages: int
     capacity: int
-    fee: float  #: of a message, beside its cost, in what the policy holds sends to be worth
-    closed: bool  #: whether the fee keeps everybody away, and is therefore not what one message more is worth
+    fee: float  #: price of a message on top of its cost, in the policy's units of worth
+    closed: bool  #: the fee is so high that nobody is sent anything; it is then not the worth of one more message
 
 
 @dataclass
 class WeekPlan:
-    """A plan of N customers: the columns of its file, and what is said of it."""
+    """A plan of N customers: the columns of its file, and what is reported about it."""
 
     columns: dict[str, Any]
     sent: np.ndarray  #: rows that are sent something, int64
@@ -62,7 +62,7 @@ class WeekPlan:
     arm: np.ndarray
     action: np.ndarray
     spend: np.ndarray
-    gain: ExpectedGain | None = None  #: of the policy's sends by a twin; None without a twin
+    gain: ExpectedGain | None = None  #: what a twin expects the policy's sends to earn; None without a twin
     warnings: list[str] = field(default_factory=list)
 
 
@@ -80,9 +80,10 @@ class DecidedWeek:
 
 
 def decide_week(package: PolicyPackage, customers: Customers, factor: Tensor, setting: PlanSetting) -> DecidedWeek:
-    """Decide the week that `customers.past` leads to. `factor` [P] corrects the forecast of redemptions.
+    """Decide the week that follows `customers.past`. `factor` [P], one of each pair of offer and channel, corrects the
+    forecast of redemptions.
 
-    Raises PlanViolation where a drawn decision is none that the rules allow.
+    Raises PlanViolation where the contact rules do not allow a drawn decision.
     """
     week = PlannedWeek.of(package, customers, factor, setting)
     policys, within = by_policy(week)
@@ -139,7 +140,7 @@ def together(arms: dict[int, ArmPlan], n: int) -> Decisions:
 
 
 def refusals(week: PlannedWeek, arms: dict[int, ArmPlan], by_rules: tuple[np.ndarray, np.ndarray]) -> Refused:
-    """Put together what contact rules refuse, a flat action [N] and its rule [N], and what channels do not carry."""
+    """Join two kinds of refusal: by contact rules, `by_rules` (flat action [N], rule [N]), and by full channels."""
     no_room = torch.zeros(len(week.customers), dtype=torch.long)
     for plan in arms.values():
         no_room[plan.rows] = plan.no_room
@@ -151,12 +152,10 @@ def refusals(week: PlannedWeek, arms: dict[int, ArmPlan], by_rules: tuple[np.nda
 
 
 def check_allowed(action: Tensor, mask: Tensor) -> None:
-    """Raise PlanViolation where an action [N] is not in the mask [N, P]: at clearing, after the policy's own mask."""
+    """Raise PlanViolation where an action [N] is not in the mask [N, P]: a second check, of all arms' decisions."""
     wrong = ~mask.gather(1, action[:, None])[:, 0]
     if bool(wrong.any()):
-        raise PlanViolation(
-            f"{int(wrong.sum()):,} decisions are none that the contact rules allow; nothing was written"
-        )
+        raise PlanViolation(f"{int(wrong.sum()):,} decisions break the contact rules; nothing was written")
 
 
 def expected_spend(week: PlannedWeek, action: Tensor) -> Tensor:
@@ -206,13 +205,14 @@ def warnings_of(plan: WeekPlan, package: PolicyPackage, setting: PlanSetting) ->
     rl = plan.arms["rl"]
     if plan.cleared.grid_ended and rl.eligible:
         left = rl.money - float(setting.rule.used(plan.cleared.totals))
-        found.append(f"the grid ends at {lowest:g}; money is left: {left:,.2f} of {rl.money:,.2f}")
+        found.append(f"at {lowest:g}, the policy's lowest price of money, {left:,.2f} of {rl.money:,.2f} is left")
     if highest < plan.cleared.price < np.inf:
         found.append(
-            f"the grid begins at {highest:g}; money costs {plan.cleared.price:.3g}, more than the policy knows"
+            f"the price of money is {plan.cleared.price:.3g}, above {highest:g}, the highest that the policy was "
+            "trained for"
         )
     found += [
-        f"{name}: no price fits the policy's part of {use.capacity:,} messages, so the policy sends nothing through it"
+        f"{name}: the policy sends nothing through it: at no price do its messages fit its share of {use.capacity:,}"
         for name, use in plan.channels.items()
         if use.closed and use.capacity
     ]

@@ -56,7 +56,7 @@ def test_a_rollout_like_the_first_is_not_warned_of():
 @pytest.mark.parametrize(
     "now, ratio, says",
     [
-        (rollout(), 11.0, "ratio to the policy that wrote it is 11.0, above 10"),
+        (rollout(), 11.0, "tokens to the policy that wrote them is 11.0, above 10"),
         (rollout(log_ratio=-0.3), 1.0, "KL to the reference is -1.20 nats a mail, below -1"),
         (rollout(["one two three"] * 2 + ["one two three one"] * 2), 1.0, "distinct-2 is 0.300, 1.000 at first"),
         (rollout(tokens=(7, 7, 7, 7)), 1.0, "a mail has 7 tokens on average, 4 at first"),
@@ -106,14 +106,14 @@ class Listening(MemoryLogger):
 @pytest.mark.long
 def test_training_warns_of_an_update_that_is_too_large_and_draws_reward_over_length():
     made = trainer(
-        "algo.guards.ratio=1.5", "algo.language_model.lr=0.1", "algo.iterations=2", "algo.log_samples_every=1"
+        "algo.guards.ratio=1.01", "algo.language_model.lr=0.1", "algo.iterations=2", "algo.log_samples_every=1"
     )
     logger = Listening()
     made.logger = logger
     for _ in range(2):
         made.iterate(0.0)
         made.iteration += 1
-    assert any(text.startswith("iteration 1: a token's ratio") for text in logger.said)
+    assert any(text.startswith("iteration 1: the mean ratio") for text in logger.said)
     assert logger.figures == ["reward_over_length"] * 2
     quiet, logger = trainer(), Listening()
     quiet.logger = logger

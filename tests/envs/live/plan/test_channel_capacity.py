@@ -135,7 +135,7 @@ def test_a_channel_that_no_price_clears_is_closed_and_said_to_be(monkeypatch):
         use = plan.channels["newsletter"]
         is_open = rounds > 0 and limits["newsletter"] > 0
         assert use.fee > 0 and use.closed == (not is_open) and (is_open or use.messages == 0)
-        assert sum(x.startswith("newsletter: no price fits") for x in plan.warnings) == said
+        assert sum(x.startswith("newsletter: the policy sends nothing through it") for x in plan.warnings) == said
 
 
 def test_only_the_policys_customers_are_asked_again_without_a_channel():

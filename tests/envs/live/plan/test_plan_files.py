@@ -374,7 +374,7 @@ def test_the_page_is_static_and_names_are_text(tmp_path):
     text = path.read_text()
     assert "<script" not in text and "&lt;script&gt;alert(1)&lt;/script&gt;" in text
     assert not re.search(r"(?:src|href)=|https?://|@import|url\(", text)
-    assert "the grid ends at 0.05" in text and "by Tier" in text and "gold" in text
+    assert "lowest price of money" in text and "by Tier" in text and "gold" in text
     for warning in made.plan.warnings:
         assert warning in text
     assert text.count('<tr><td data-name="customer">') == 10

@@ -394,7 +394,7 @@ def test_no_money_sends_nothing(package, rule, sigma):
 def test_money_for_all_ends_at_the_grid_with_a_warning(package, sigma):
     plan = plan_of(customers_of(table(300), package), package, setting(1e6, sigma=sigma))
     assert plan.cleared.price == pytest.approx(0.05)
-    assert any(x.startswith("the grid ends at 0.05; money is left") for x in plan.warnings)
+    assert any(x.startswith("at 0.05, the policy's lowest price of money") for x in plan.warnings)
 
 
 def test_without_lots_action_values_are_not_sold_below_the_grid():
@@ -410,7 +410,7 @@ def test_without_lots_action_values_are_not_sold_below_the_grid():
         plan = plan_of(customers, package, setting(money, sigma=0.0, arms=ONLY_POLICY))
         assert plan.cleared.price >= least and plan.arms["rl"].spend <= money
         assert plan.arms["rl"].expected == pytest.approx(plan.arms["rl"].spend, rel=1e-5)
-        assert any("the grid ends" in x for x in plan.warnings) == (money > held)
+        assert any("lowest price of money" in x for x in plan.warnings) == (money > held)
 
 
 @pytest.mark.parametrize("money", [0.1, 0.4, 3.0, 50.0])

@@ -24,7 +24,7 @@ from envs.offers.policies.bayes_planner import BayesPlanner
 from envs.offers.policies.belief_planner import BeliefPlanner, BeliefRanking, BeliefView
 from envs.offers.policies.calibrated_spend import with_calibrated_spend
 from envs.offers.policies.information import COUNTS, FEATURES, ORACLE, REGRESSION_LABELS, STATES, Information
-from envs.offers.policies.rollover import ReservationPricePolicy, carry_over_value, planning_policy
+from envs.offers.policies.rollover import plan_at_prices, planning_policy, values_at_prices, with_carried_money
 from envs.offers.populations.base import Population, PopulationEnsemble, Sample
 from envs.offers.populations.parameter_regression import ParameterRegression
 from envs.offers.twin.theta_posterior import prior_draws
@@ -114,7 +114,12 @@ class OffersEvaluator(SeasonEvaluator[Bound, Population]):
     def planner_on_estimates(self, estimates: Estimates, bound: Bound) -> SeasonPolicy:
         """Plan at the dual prices of a market with the parameters θ̂."""
         start = self.start_belief() if self.env.codec.hides_state else None
-        return planning_policy(estimates.market, bound, self.estimator_information, start, estimates.with_margins)
+
+        def plan(market: EvaluationMarket) -> SeasonPolicy:
+            values = bound.values if market is estimates.market else values_at_prices(market, bound)
+            return plan_at_prices(market, bound, self.estimator_information, start, values)
+
+        return with_carried_money(estimates.policy(plan), estimates.market, bound)
 
     def bayes_planner(self, market: EvaluationMarket, bound: Bound) -> SeasonPolicy:
         """Plan on draws of θ given features, at the prices of the plan on θ̂; the season's counts weight the draws."""
@@ -125,7 +130,7 @@ class OffersEvaluator(SeasonEvaluator[Bound, Population]):
         planner = BayesPlanner(
             theta, self.world, information, prices=bound.prices, scarcity=bound.scarcity, contacts=contacts
         )
-        return ReservationPricePolicy(planner, carry_over_value(bound.prices)) if market.rollover else planner
+        return with_carried_money(planner, market, bound)
 
     def start_belief(self) -> Tensor:
         """Return the marginals [14] of the state at the start of a season."""

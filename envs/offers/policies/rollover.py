@@ -17,7 +17,6 @@ from envs.offers.policies.base import SeasonPolicy
 from envs.offers.policies.baselines import KnapsackPolicy
 from envs.offers.policies.belief_planner import BeliefPlanner, BeliefView
 from envs.offers.policies.information import Information
-from envs.offers.policies.margins_seen import MarginsSeenPolicy
 from envs.offers.world.customers import CustomerState
 
 if TYPE_CHECKING:
@@ -72,21 +71,17 @@ class ReservationPricePolicy:
 
 
 def planning_policy(
-    market: EvaluationMarket,
-    bound: Bound,
-    information: Information,
-    start: Tensor | None = None,
-    with_margins: EvaluationMarket | None = None,
+    market: EvaluationMarket, bound: Bound, information: Information, start: Tensor | None = None
 ) -> SeasonPolicy:
-    """Plan at the dual prices of a market; money that rolls over is worth the next week's price.
+    """Plan at the dual prices of a market.
 
     With `start` [14], the marginals of the state at the start of a season, the policy sees no state and filters it.
-    `with_margins` is a market on estimates in which margins are the customers' own: the plan for who bought already.
     """
-    policy = plan_at_prices(market, bound, information, start, bound.values)
-    if with_margins is not None:
-        told = plan_at_prices(with_margins, bound, information, start, values_at_prices(with_margins, bound))
-        policy = MarginsSeenPolicy(policy, told)
+    return with_carried_money(plan_at_prices(market, bound, information, start, bound.values), market, bound)
+
+
+def with_carried_money(policy: SeasonPolicy, market: EvaluationMarket, bound: Bound) -> SeasonPolicy:
+    """Keep money that rolls over for the next week where it is worth more there, by the bound's prices."""
     return ReservationPricePolicy(policy, carry_over_value(bound.prices)) if market.rollover else policy
 
 

@@ -78,7 +78,6 @@ class DecisionBatch(NamedTuple):
     obs: Tensor  #: with a price drawn anew, [B, D]
     action_mask: Tensor  #: bool [B, Πn]
     action: Tensor  #: flat action [B]
-    cost: Tensor  #: cost of all actions at the price in `obs`, [B, Πn]
     target: Tensor  #: target of the value of the action taken, [B]
     weight: Tensor  #: weight of the decision in the loss, [B]
     logged_obs: Tensor  #: the observation that the decision was made on, [B, D]

@@ -17,7 +17,6 @@ class Transitions(NamedTuple):
     obs: Tensor  #: [B, D]
     action_mask: Tensor  #: bool [B, Πn]
     action: Tensor  #: flat action [B]
-    price: Tensor  #: [B]
     reward: Tensor  #: [B]
     discount: Tensor  #: of the next state's value, 0 where the episode has ended, [B]
     weight: Tensor  #: of the decision in the loss, [B]
@@ -49,7 +48,7 @@ class DecisionReplay:
         """Return the decisions of some rows [B] of the dataset, and where they led to."""
         data = self.data
         obs = logged_obs = data.obs[rows]
-        price = next_price = logged_price = data.price[rows]
+        next_price = logged_price = data.price[rows]
         action_mask = data.action_mask[rows]
         next_obs, next_action_mask = obs, action_mask
         if data.next_obs is not None:  # else every decision ends its episode: the next state has no weight
@@ -59,14 +58,13 @@ class DecisionReplay:
             drawn = self.priced_env.sample_prices(data.step[rows], generator)
             obs = torch.cat((obs[:, : self.context_dim], drawn.encoded_price), 1)
             next_obs = torch.cat((next_obs[:, : self.context_dim], drawn.next_encoded_price), 1)
-            price, next_price = drawn.price, drawn.next_price
+            next_price = drawn.next_price
         elif self.priced_env:
             next_price = self.priced_env.decode_price(next_obs)
         return Transitions(
             obs=obs,
             action_mask=action_mask,
             action=data.action[rows],
-            price=price,
             reward=self.adjusted.reward[rows],
             discount=self.adjusted.discount[rows],
             weight=self.adjusted.weight[rows],

@@ -214,7 +214,6 @@ class DoubleDQN(NetworkAlgorithm, OfflineAlgorithm):
         """Return decisions of the dataset with the targets of their values."""
         assert self.replay is not None  # `setup` sees to it
         drawn = self.replay.transitions(rows, self.generator)
-        logged_cost = self.action_cost(drawn.logged_obs, drawn.logged_price)
         target = double_target(
             reward=drawn.reward,
             discount=drawn.discount,
@@ -227,11 +226,10 @@ class DoubleDQN(NetworkAlgorithm, OfflineAlgorithm):
             obs=drawn.obs,
             action_mask=drawn.action_mask,
             action=drawn.action,
-            cost=self.action_cost(drawn.obs, drawn.price) if self.replay.relabel else logged_cost,
             target=target,
             weight=drawn.weight,
             logged_obs=drawn.logged_obs,
-            logged_cost=logged_cost,
+            logged_cost=self.action_cost(drawn.logged_obs, drawn.logged_price),
         )
 
     def loss(self, batch: DecisionBatch) -> tuple[Tensor, dict[str, Tensor]]:

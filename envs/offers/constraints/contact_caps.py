@@ -35,15 +35,17 @@ class ContactCap(NamedTuple):
         return (self.contacts - contacted[first:].long().sum(0)) / self.contacts
 
 
+def observed(caps: Iterable[ContactCap]) -> list[tuple[int, ContactCap, int]]:
+    """List what is observed of caps, as (number, cap, weeks ahead): all caps now, then each cap in later weeks."""
+    numbered = list(enumerate(caps))
+    return [(k, cap, 0) for k, cap in numbered] + [(k, cap, ahead) for k, cap in numbered for ahead in cap.weeks_ahead]
+
+
 def caps_left(caps: Iterable[ContactCap], contacted: Tensor) -> list[Tensor]:
     """Return the shares [N] of `cap_columns`, given the past weeks' contacts, bool [weeks, N]."""
-    caps = tuple(caps)
-    now = [cap.left(contacted) for cap in caps]
-    return now + [cap.left(contacted, ahead) for cap in caps for ahead in cap.weeks_ahead]
+    return [cap.left(contacted, ahead) for _, cap, ahead in observed(caps)]
 
 
 def cap_columns(caps: Iterable[ContactCap]) -> list[str]:
     """Name the observed shares: what is left of every cap now, then what will be left of each in later weeks."""
-    caps = tuple(caps)
-    now = [f"left of cap {k}" for k in range(len(caps))]
-    return now + [f"left of cap {k} in {ahead} weeks" for k, cap in enumerate(caps) for ahead in cap.weeks_ahead]
+    return [f"left of cap {k}" + (f" in {ahead} weeks" if ahead else "") for k, _, ahead in observed(caps)]

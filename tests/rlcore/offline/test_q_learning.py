@@ -260,13 +260,13 @@ def test_goals_are_worth_at_the_price_drawn(season):
     state = agent.generator.get_state()
     made = agent.compute_targets(rows)
     agent.generator.set_state(state)
-    price, steer, following, then = env.sample_prices(log.step[rows], agent.generator)
+    _, steer, following, then = env.sample_prices(log.step[rows], agent.generator)
     torch.testing.assert_close(made.obs, torch.cat((log.obs[rows, : env.context_dim], steer), 1))
     torch.testing.assert_close(made.logged_obs, log.obs[rows])
     spend = env.world.catalogue.spend(
         torch.arange(6)[:, None], torch.arange(5), agent.auxiliary.predict(log.obs[rows])
     ).flatten(1)
-    torch.testing.assert_close(made.cost, price[:, None] * spend)
+    torch.testing.assert_close(made.logged_cost, log.price[rows, None] * spend)
     next_obs = torch.cat((log.next_obs[rows, : env.context_dim], then), 1)
     spend = env.world.catalogue.spend(
         torch.arange(6)[:, None], torch.arange(5), agent.auxiliary.predict(next_obs)

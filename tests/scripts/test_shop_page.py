@@ -76,7 +76,7 @@ NEXT_MONTH = [
         )
     ),
 ]
-BENCHES = {"learning/cold_start": COLD_START, "learning/next_month": NEXT_MONTH}
+BENCHES = {"shop/cold_start": COLD_START, "shop/next_month": NEXT_MONTH}
 
 
 def commands(page: str) -> list[list[str]]:

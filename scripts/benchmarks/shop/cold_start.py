@@ -2,8 +2,8 @@
 
 Usage:
 
-    python scripts/bench.py learning/cold_start
-    python scripts/bench.py learning/cold_start 'benchmark.customers=[500]' 'benchmark.weeks=[12]'
+    python scripts/bench.py shop/cold_start
+    python scripts/bench.py shop/cold_start 'benchmark.customers=[500]' 'benchmark.weeks=[12]'
 
 The made-up shop lives through its first weeks, in which chance or a rule decides. A twin is fitted to the log of the
 first weeks, and planning on the twin is judged in the true world, on customers who are in no log, beside what needs no

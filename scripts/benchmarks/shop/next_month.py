@@ -2,8 +2,8 @@
 
 Usage:
 
-    python scripts/bench.py learning/next_month
-    python scripts/bench.py learning/next_month benchmark.customers=500 hydra.run.dir=FOLDER
+    python scripts/bench.py shop/next_month
+    python scripts/bench.py shop/next_month benchmark.customers=500 hydra.run.dir=FOLDER
 
 The made-up shop sends at random for `first_weeks`, while customers join and leave. A policy is trained on a twin of
 that log. Then more weeks are added to the log, and the next twin and the next policy start from the last ones, with a

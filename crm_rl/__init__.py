@@ -2,7 +2,7 @@
 
 from envs.base import FunctionalEnv, PricedEnv, Step, VectorEnv
 from envs.configuration import compose_config, make_env
-from envs.live.package import Package, load
+from envs.live.package import Package
 from rlcore.algorithm import Algorithm, Evaluator, OfflineAlgorithm, Policy, ValuePolicy
 from rlcore.backends.accelerate import accelerate
 from rlcore.bandit import NeuralBandit
@@ -49,3 +49,5 @@ __all__ = [
     "make_env",
     "train",
 ]
+
+load = Package.load

@@ -169,11 +169,6 @@ def keys_below(node: yaml.Node | None, prefix: str) -> Iterator[tuple[str, int, 
         yield from keys_below(value, f"{path}.")
 
 
-def read_ranges(conf: Path) -> dict[str, dict[str, KeyRanges]]:
-    """Read the ranges of all files of a folder, by the file's path within it and the path of the key."""
-    return {str(path.relative_to(conf)): read_file(path) for path in sorted(conf.rglob("*.yaml"))}
-
-
 def ranges_of(parts: Iterable[ConfigPart]) -> dict[str, KeyRanges]:
     """Merge the ranges of the files that a configuration is composed of, by whole keys; a later file's hold."""
     merged: dict[str, KeyRanges] = {}

@@ -77,11 +77,6 @@ def kl_k1(log_ratio: Tensor) -> Tensor:
     return -log_ratio
 
 
-def kl_k2(log_ratio: Tensor) -> Tensor:
-    """Estimate the same KL by half the squared log-ratio: biased, of low variance."""
-    return 0.5 * log_ratio.square()
-
-
 def kl_k3(log_ratio: Tensor) -> Tensor:
     """Estimate the same KL by (r − 1) − log r with r = exp(log_ratio) = π/π_old: unbiased, never negative."""
     return log_ratio.exp() - 1 - log_ratio

@@ -73,11 +73,4 @@ def whiten(x: Tensor, mask: Tensor | None = None, all_reduce: AllReduce | None =
     centred = x - mean
     variance = masked_mean(centred.square(), mask, all_reduce)
     whitened = centred * torch.rsqrt(variance + 1e-8)
-    return zero_outside(mask, whitened)
-
-
-def zero_outside(mask: Tensor | None, x: Tensor) -> Tensor:
-    """Return x with zeros outside the mask, or x itself without a mask."""
-    if mask is None:
-        return x
-    return torch.where(mask > 0, x, 0.0)
+    return whitened if mask is None else torch.where(mask > 0, whitened, 0.0)

@@ -13,11 +13,11 @@ from omegaconf import OmegaConf
 
 from configs import CONF, composed
 from envs.range_checks import check_ranges, check_stored_ranges, values_of
-from envs.value_ranges import KeyRanges, parse_comment, parse_interval, range_of, ranges_of, read_ranges
+from envs.value_ranges import KeyRanges, parse_comment, parse_interval, range_of, ranges_of, read_file
 from faulty_numbers import FAULTY_NUMBERS
 from scripts.shared.overrides import config_parts
 
-FILES = read_ranges(CONF)
+FILES = {str(path.relative_to(CONF)): read_file(path) for path in sorted(CONF.rglob("*.yaml"))}
 PROBES = (None, -1, 0, math.nan, 1e308, "x")
 SCRIPTS = [
     ("train", "algo=ppo", "env=offers"),
@@ -193,7 +193,7 @@ def test_a_range_holds_for_what_is_below_and_the_nearest_one_counts(tmp_path):
         "more:  # each [0, 9], open\n"
         "  one: 1\n"
     )
-    ranges = read_ranges(tmp_path)["a.yaml"]
+    ranges = read_file(tmp_path / "a.yaml")
     texts = {key: interval and interval.text for key, interval in ((k, range_of(k, ranges)) for k in KEYS)}
     assert texts == KEYS
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from email_rl.data import metrics
 from email_rl.data.mails import words
-from rlcore.ope.intervals import LEVEL, student_half_width
+from rlcore.ope.intervals import LEVEL, mean_and_half_width, student_half_width
 
 
 class PolicyMails(NamedTuple):
@@ -85,7 +85,7 @@ def gain_over_reference(outcomes: Tensor, reference: Tensor, values: Tensor) -> 
     `outcomes` and `reference` are true P(outcome) of contexts [P, K].
     """
     gain = (outcomes - reference) @ values
-    mean, half = gain.mean().item(), student_half_width(gain, LEVEL).item()
+    mean, half = mean_and_half_width(gain)
     return {"true_gain": mean, "true_gain_ci": [mean - half, mean + half]}
 
 

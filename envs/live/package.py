@@ -256,8 +256,3 @@ def no_states(n: int) -> CustomerState:
     """Return states that nobody reads, [N] each: a view that hides the state is given none."""
     nothing = torch.zeros(n, dtype=torch.long)
     return CustomerState(nothing, nothing, nothing, nothing)
-
-
-def load(folder: Path | str, *, threads: int = 1) -> Package:
-    """Read and verify the package in a folder, as scripts/export.py writes it."""
-    return Package.load(folder, threads=threads)

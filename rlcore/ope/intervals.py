@@ -41,6 +41,11 @@ def student_half_width(x: Tensor, level: float) -> Tensor:
     return half_width
 
 
+def mean_and_half_width(x: Tensor) -> list[float]:
+    """Mean of values [N] and the half-width of its Student's interval at LEVEL."""
+    return [x.mean().item(), student_half_width(x, LEVEL).item()]
+
+
 def central(draws: Tensor, level: float) -> Tensor:
     """Ends of the central interval that holds a share `level` of the draws [..., R] that are numbers, [..., 2]."""
     tail = (1 - level) / 2

@@ -1,8 +1,8 @@
 """Uplift metrics: how well a score ranks units by the effect of a treatment, from a randomised test; pure functions.
 
-outcome [N], score [N] (a higher score is treated sooner), treated bool [N]. weight [R, N] is how often a unit counts,
-as in a bootstrap; results then have a first dimension R. The treatment must be independent of everything known about a
-unit.
+outcome [N], score [N] (a higher score is treated sooner), treated bool [N]. The treatment must be independent of
+everything known about a unit. Where a function takes a weight [R, N], which is how often a unit counts, as in a
+bootstrap, results have a first dimension R.
 
 Units whose scores are equal but for rounding form one group (`tie_groups`), whose order no result depends on. A test
 that can't rank anybody is refused (`check_ranking`).
@@ -109,9 +109,9 @@ def qini_curve(outcome: Tensor, score: Tensor, treated: Tensor, weight: Tensor |
     return Curve(sums.units, gain)
 
 
-def uplift_curve(outcome: Tensor, score: Tensor, treated: Tensor, weight: Tensor | None = None) -> Curve:
+def uplift_curve(outcome: Tensor, score: Tensor, treated: Tensor) -> Curve:
     """Return (Y₁/N₁ − Y₀/N₀)·n among the best n units (Gutierrez & Gérardy 2017; Devriendt et al. 2020)."""
-    sums = cumulative_sums(outcome, score, treated, weight)
+    sums = cumulative_sums(outcome, score, treated)
     treated_mean = ratio(sums.treated_outcome, sums.treated)
     control_mean = ratio(sums.control_outcome, sums.control)
     gain = (treated_mean - control_mean) * sums.units
@@ -138,9 +138,9 @@ def qini_area(outcome: Tensor, score: Tensor, treated: Tensor, weight: Tensor | 
     return area_above_random(curve.x, curve.y)
 
 
-def uplift_area(outcome: Tensor, score: Tensor, treated: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Return the area of the uplift curve above random, [...]."""
-    curve = uplift_curve(outcome, score, treated, weight)
+def uplift_area(outcome: Tensor, score: Tensor, treated: Tensor) -> Tensor:
+    """Return the area of the uplift curve above random, []."""
+    curve = uplift_curve(outcome, score, treated)
     return area_above_random(curve.x, curve.y)
 
 
@@ -150,18 +150,17 @@ def perfect_qini(outcome: Tensor, treated: Tensor, weight: Tensor | None = None)
     return qini_area(outcome, hindsight_score, treated, weight)
 
 
-def qini(outcome: Tensor, score: Tensor, treated: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Return the Qini coefficient [...]: the Qini area as a share of the perfect one.
+def qini(outcome: Tensor, score: Tensor, treated: Tensor) -> Tensor:
+    """Return the Qini coefficient []: the Qini area as a share of the perfect one.
 
     Radcliffe & Surry 2011; equal to sklift.qini_auc_score. Raises ValueError where `check_ranking` does.
     """
     check_ranking(outcome, score, treated)
-    area = qini_area(outcome, score, treated, weight)
-    return area / perfect_qini(outcome, treated, weight)
+    return qini_area(outcome, score, treated) / perfect_qini(outcome, treated)
 
 
-def auuc(outcome: Tensor, score: Tensor, treated: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Return the area of the uplift curve above random as a share of the best order's in hindsight, [...].
+def auuc(outcome: Tensor, score: Tensor, treated: Tensor) -> Tensor:
+    """Return the area of the uplift curve above random as a share of the best order's in hindsight, [].
 
     Devriendt et al. 2020; equal to sklift.uplift_auc_score. Raises ValueError where outcomes are not 0 or 1: the best
     order in hindsight is known for binary outcomes alone; and where `check_ranking` does.
@@ -172,24 +171,22 @@ def auuc(outcome: Tensor, score: Tensor, treated: Tensor, weight: Tensor | None 
         raise ValueError("auuc: expected outcomes 0 or 1; qini takes any")
     is_one = outcome.bool()
     agreement = 2.0 * (is_one == treated)
-    count = torch.ones_like(agreement)[None] if weight is None else weight
-    control_ones = (count * (is_one & ~treated)).sum(-1)
-    treated_zeros = (count * (~is_one & treated)).sum(-1)
+    control_ones = (is_one & ~treated).sum()
+    treated_zeros = (~is_one & treated).sum()
     # First come treated ones, then control zeros, then the more numerous of control ones and treated zeros.
-    control_ones_first = uplift_area(outcome, agreement + outcome.double(), treated, weight)
-    treated_zeros_first = uplift_area(outcome, agreement + treated.double(), treated, weight)
+    control_ones_first = uplift_area(outcome, agreement + outcome.double(), treated)
+    treated_zeros_first = uplift_area(outcome, agreement + treated.double(), treated)
     perfect_area = torch.where(control_ones > treated_zeros, control_ones_first, treated_zeros_first)
-    coefficient = uplift_area(outcome, score, treated, weight) / perfect_area
-    return coefficient[0] if weight is None else coefficient
+    return uplift_area(outcome, score, treated) / perfect_area
 
 
-def cost_curve(outcome: Tensor, cost: Tensor, score: Tensor, treated: Tensor, weight: Tensor | None = None) -> Curve:
+def cost_curve(outcome: Tensor, cost: Tensor, score: Tensor, treated: Tensor) -> Curve:
     """Return incremental money spent (x) and incremental outcomes (y) among the best n (Du, Lee & Ghaffarizadeh 2019).
 
     cost [N] is the money spent on a unit, treated or not. The best score is the effect on the outcome per cost.
     """
-    spent = uplift_curve(cost, score, treated, weight).y
-    gained = uplift_curve(outcome, score, treated, weight).y
+    spent = uplift_curve(cost, score, treated).y
+    gained = uplift_curve(outcome, score, treated).y
     return Curve(spent, gained)
 
 

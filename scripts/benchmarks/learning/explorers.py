@@ -15,11 +15,11 @@ from matplotlib.figure import Figure
 from rich.table import Table
 from torch import Tensor
 
+from rlcore.ope.intervals import LEVEL, mean_and_half_width, student_half_width
 from rlcore.runs.logger import MemoryLogger
 from rlcore.runs.plots import labelled
 from rlcore.training_loop import TrainingLoop
 from scripts.benchmarks.common.display import progress, save_figure, show, table_of
-from scripts.benchmarks.common.intervals import half_width, mean_and_half_width
 
 
 def run(
@@ -72,7 +72,7 @@ def draw_regret(curves: dict[str, Tensor], agents: int) -> Figure:
     figure, axes = labelled("decisions", "cumulative regret of an agent")
     for name, curve in curves.items():
         decisions = agents * torch.arange(1, curve.shape[1] + 1)
-        mean, half = curve.mean(0), half_width(curve)
+        mean, half = curve.mean(0), student_half_width(curve, LEVEL)
         (line,) = axes.plot(decisions, mean, label=name)
         axes.fill_between(decisions, mean - half, mean + half, alpha=0.15, color=line.get_color(), linewidth=0)
     axes.set_xlim(left=0)

@@ -17,12 +17,12 @@ from torch import Tensor
 
 from rlcore.offline.logged_dataset import LoggedDataset
 from rlcore.offline.q_learning import DoubleDQN
+from rlcore.ope.intervals import mean_and_half_width
 from rlcore.runs import checkpoint
 from rlcore.runs.logger import NullLogger
 from rlcore.runs.plots import COLORS, labelled
 from rlcore.training_loop import TrainingLoop
 from scripts.benchmarks.common.display import save_figure
-from scripts.benchmarks.common.intervals import mean_and_half_width
 from scripts.benchmarks.common.logs import log_seasons
 from scripts.benchmarks.common.timing import timed
 

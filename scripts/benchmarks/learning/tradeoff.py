@@ -26,7 +26,7 @@ from envs.offers.planning.batching import no_contact_values_if_they_fit
 from envs.offers.policies.base import SeasonPolicy
 from envs.offers.policies.information import ORACLE
 from envs.offers.policies.rollover import planning_policy
-from rlcore.ope.intervals import student_half_width
+from rlcore.ope.intervals import LEVEL, student_half_width
 from rlcore.runs.plots import labelled
 from scripts.benchmarks.common.display import save_figure, show, table_of
 from scripts.benchmarks.common.trained import restore
@@ -116,7 +116,7 @@ def summarise(points: list[Point]) -> list[dict[str, Any]]:
         for key in ("margin", "trips"):
             values = torch.tensor([getattr(point, key) for point in of_setting], dtype=torch.float64)
             row[key] = values.mean().item()
-            row[f"{key}_half_width"] = student_half_width(values, 0.95).item() if len(values) > 1 else 0.0
+            row[f"{key}_half_width"] = student_half_width(values, LEVEL).item()
         rows.append(row)
     return rows
 

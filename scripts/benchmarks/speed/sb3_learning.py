@@ -19,12 +19,12 @@ from envs.sequential.evaluation import offline_knapsack, simulate_season
 from envs.sequential.policies import no_contact
 from rlcore.backends.accelerate import accelerate
 from rlcore.distributions import unflatten
+from rlcore.ope.intervals import mean_and_half_width
 from rlcore.ppo import PPO
 from rlcore.runs.logger import Metrics, NullLogger
 from rlcore.runs.plots import labelled
 from rlcore.training_loop import TrainingLoop
 from scripts.benchmarks.common.display import save_figure
-from scripts.benchmarks.common.intervals import mean_and_half_width
 from scripts.benchmarks.speed.sb3_contestants import peer, scalars
 
 try:

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from configs import CONF, node
 from email_rl.training.advantages import last_token
 from email_rl.training.kl_controller import AdaptiveKLCoefficient, FixedKLCoefficient
-from envs.value_ranges import range_of, read_ranges
+from envs.value_ranges import range_of, read_file
 
 LENGTHS = (5, 1, 3, 5, 2, 4, 5, 3)  # of mails of at most 5 tokens; those of 5 were cut or ended there
 
@@ -149,7 +149,7 @@ def test_below_the_target_the_coefficient_is_its_least():
 
 
 def test_a_least_coefficient_of_0_which_no_error_could_raise_is_out_of_range():
-    file = read_ranges(CONF)["algo/kl_controller/adaptive.yaml"]
+    file = read_file(CONF / "algo/kl_controller/adaptive.yaml")
     coef = range_of("coef", file)
     assert 0.0 not in coef and 0.01 in coef
 
@@ -194,5 +194,5 @@ def test_a_restored_controller_goes_on_as_before():
 
 @pytest.mark.parametrize("name", ["rloo", "grpo"])
 def test_one_sample_can_not_be_compared(name):
-    samples = range_of("samples_per_prompt", read_ranges(CONF)[f"algo/advantage/{name}.yaml"])
+    samples = range_of("samples_per_prompt", read_file(CONF / f"algo/advantage/{name}.yaml"))
     assert 1 not in samples and 2 in samples

@@ -1,11 +1,12 @@
-"""PPO with expected advantages: the expectation over an action's outcomes, for all actions, in place of one sample.
+"""PPO with expected advantages: an expectation over the outcomes of every action, in place of a sampled outcome.
 
 Expected policy gradients (Ciosek and Whiteson 2018), or the mean actor-critic (Allen et al. 2017), under PPO's clipped
 surrogate. A LookaheadEnv (envs/base.py) gives each action's expected reward and next states, and a critic values these
 states. In training the critic may observe what the policy does not (asymmetric actor-critic: Pinto et al. 2018).
 Shapes: T steps of an episode, N agents, P = Π nvec actions of an agent (combinations of its heads), S states of an
-agent, K futures (ways in which an action changes what the critic observes next, beside the state; 1 if there is none),
-D and C columns that policy and critic observe, B = T·N samples or a minibatch.
+agent, K futures (versions of what the critic observes next, beside the state, between which the action decides, such as
+without and with a contact under a cap; 1 where it decides the next state alone), D and C columns that policy and critic
+observe, B = T·N samples or a minibatch.
 """
 
 from __future__ import annotations
@@ -52,9 +53,9 @@ class ExpectedPPO(OnPolicyAlgorithm):
     """PPO on expected advantages, in a LookaheadEnv of episodes of one length.
 
     `epochs` passes train the policy and `critic_epochs` the critic, each in `minibatches` and by an optimiser of its
-    own. `ent_coef` is in units of reward, for advantages are not normalised. The deployed policy has the exponential
-    moving average of the weights. The average decays by the factor `average_decay` per minibatch, and is corrected for
-    its bias towards the initial weights.
+    own. `ent_coef` is in units of reward, because advantages are not normalised. The deployed policy has the
+    exponential moving average of the weights. The average decays by the factor `average_decay` per minibatch, and is
+    corrected for its bias towards the initial weights.
 
     Raises ValueError if the environment has no lookahead, if its episodes differ in length, or if the network is no
     actor.
@@ -173,7 +174,8 @@ class ExpectedPPO(OnPolicyAlgorithm):
         advantage, mean = returns.expected_advantages(action_value, log_prob.exp())
         advantage = torch.where(allowed, advantage, 0.0)
         target = returns.lambda_targets(mean, value, self.gamma * self.td_lambda)
-        # 3. An agent that never had a choice says nothing about the policy's value, nor does one that has left.
+        # 3. The policy learns from steps with a choice. The critic learns from all steps of agents that had a choice in
+        # some step, until they leave: other agents say nothing about the policy's value.
         has_choice = allowed.sum(-1) > 1
         policy_batch = PolicyBatch(
             obs=rollout.obs,

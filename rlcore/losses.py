@@ -101,7 +101,7 @@ def explained_variance(
 
     target_variance = variance(target)
     mean_square = masked_mean(target.square(), mask, all_reduce)
-    is_constant = target_variance <= 1e-12 * mean_square  # but for rounding
+    is_constant = target_variance <= 1e-12 * mean_square  # up to rounding
     residual_variance = variance(target - value)
     explained = 1 - residual_variance / target_variance.clamp_min(1e-30)
     return torch.where(is_constant, 0.0, explained)

@@ -23,9 +23,9 @@ class OffersEnv(CustomerEnv):
     """An episode is one season of newly drawn customers, each under a price path of its own (envs/offers/README.md §6).
 
     Each drawn customer is simulated `price_paths` times, each time under another path. `exploring_starts` is the share
-    of agents whose season starts in a state drawn uniformly from all states. The reward is r − price·spend, in money,
-    where r is the week's profit; V_end is added after the last week, when all episodes end. With shaping the reward is
-    A⁰ − price·spend, and A⁰ contains V_end.
+    of agents whose season starts in a state drawn uniformly from those of a subscribed customer. The reward is r −
+    price·spend, in money, where r is the week's profit. V_end, the value of a customer after the season, is added to
+    the last week's reward, when all episodes end. With shaping the reward is A⁰ − price·spend, and A⁰ contains V_end.
     """
 
     info_keys = ("redeemed", "contacted", "trips", "spend", "reward", "profit", "churned")
@@ -63,7 +63,7 @@ class OffersEnv(CustomerEnv):
         self.uniforms = torch.rand(self.episode_length, UNIFORMS, n, generator=self.generator, device=self.device)
         # the history's entries (KINDS) of each week so far
         self.outcomes_so_far = torch.zeros(len(KINDS), self.episode_length, n, device=self.device)
-        # at the start of each week, whatever the view shows of them
+        # the customers' true states at the start of each week, also where the view hides them
         self.states_so_far = torch.stack(self.state)[:, None].repeat(1, self.episode_length, 1)
         self.prices, self.drift = self._draw_price_paths(self.calendar[:, None], n, self.generator)
         self.options, obs = self._observe(History.start(self.state.status, self.world.season.dtype))
@@ -91,7 +91,7 @@ class OffersEnv(CustomerEnv):
     def _observe(self, history: History) -> tuple[ContactOptions, Tensor]:
         """Return the contacts that each customer's history allows, and the customers' observations."""
         week = min(self.week, self.world.weeks - 1)
-        # The history grows every week, so no recorded graph of fixed shapes can take it: it is passed where caps need
+        # A compiled function would meet a history of another length every week, so it is passed only where caps need
         # it.
         recalled = history if self.contact_policy.caps else None
         options, obs = self.observe_week(
@@ -189,7 +189,8 @@ class OffersEnv(CustomerEnv):
         no_contact_values: StateValues,
         next_no_contact_values: StateValues,
     ) -> tuple[CustomerState, Tensor, dict[str, Tensor]]:
-        """Advance the customers by a week [1], as a function of tensors; the V⁰ are those of this week and of the next.
+        """Advance the customers by the week of number `week` [1], with the V⁰ of this week and of the next one, as a
+        function of tensors.
 
         Actions [N, 2] are sent where the mask [N, P] allows them, and uniforms u [6, N] draw the outcomes. Returns the
         next state, the week's additions to the history [5, N], and info.

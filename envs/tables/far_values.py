@@ -7,6 +7,7 @@ import numpy as np
 SPREAD = 3  # different numbers that a column needs before any can be far from the others
 SIGNS = (1.0, 9.0, 99.0, 999.0, 9999.0, 99999.0, 999999.0, 9999999.0)  # or their negatives, for a missing number
 REPEATS = 3  # rows that a sign needs
+SIGN = "a usual sign for a missing number, beside the others"
 APART = 0.1  # share of the others' range by which a positive sign lies above them
 
 
@@ -30,20 +31,20 @@ def _far(values: np.ndarray, counts: np.ndarray, gap: float) -> str:
     others = values[~is_far]
     if len(others) < SPREAD or np.diff(values)[widest] <= gap * np.ptp(others):
         return ""
-    return _described(values[is_far], int(counts[is_far].sum()), others)
+    return _described(values[is_far], int(counts[is_far].sum()), "far from all others", others)
 
 
 def _sign(values: np.ndarray, counts: np.ndarray) -> str:
     lowest, others = values[0], values[1:]
     if -lowest in SIGNS and others[0] >= 0 and counts[0] >= REPEATS and counts[0] > counts[1:].max():
-        return _described(values[:1], int(counts[0]), others)
+        return _described(values[:1], int(counts[0]), SIGN, others)
     greatest, others = values[-1], values[:-1]
     is_apart = greatest - others[-1] > APART * np.ptp(others)
     if greatest in SIGNS[2:] and is_apart and counts[-1] >= REPEATS and counts[-1] > counts[:-1].max():
-        return _described(values[-1:], int(counts[-1]), others)
+        return _described(values[-1:], int(counts[-1]), SIGN, others)
     return ""
 
 
-def _described(far: np.ndarray, times: int, others: np.ndarray) -> str:
-    shown = f"{far[0]:g}" if len(far) == 1 else f"{far[0]:g} to {far[-1]:g}"
-    return f"{shown} ({times:,} times) is far from all others, {others[0]:g} to {others[-1]:g}"
+def _described(found: np.ndarray, times: int, what: str, others: np.ndarray) -> str:
+    shown = f"{found[0]:g}" if len(found) == 1 else f"{found[0]:g} to {found[-1]:g}"
+    return f"{shown} ({times:,} times) is {what}, {others[0]:g} to {others[-1]:g}"

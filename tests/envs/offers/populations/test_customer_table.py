@@ -438,8 +438,14 @@ def test_dates_are_days_before_a_date_and_true_and_false_are_1_and_0(tmp_path, k
         (lambda k: -999 if k % 5 == 0 else 18 + k % 70, "-999 (24 times) is far from all others, 19 to 86"),
         (lambda k: 1e12 if k == 2 else 18 + k % 70, "1e+12 (1 times) is far from all others, 18 to 86"),
         (lambda k: 1000 * (1 + k // 90) if k > 195 else k % 5, "3000 (2 times) is far from all others, 0 to 4"),
-        (lambda k: -1 if k % 4 == 0 else 18 + k % 70, "-1 (27 times) is far from all others, 18 to 85"),
-        (lambda k: 99 if k % 4 == 0 else 18 + k % 70, "99 (27 times) is far from all others, 18 to 85"),
+        (
+            lambda k: -1 if k % 4 == 0 else 18 + k % 70,
+            "-1 (27 times) is a usual sign for a missing number, beside the others, 18 to 85",
+        ),
+        (
+            lambda k: 99 if k % 4 == 0 else 18 + k % 70,
+            "99 (27 times) is a usual sign for a missing number, beside the others, 18 to 85",
+        ),
         (lambda k: 99 if k == 99 else 18 + k % 90, None),
         (lambda k: k % 7 - 1, None),
         (lambda k: k % 2, None),

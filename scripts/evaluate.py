@@ -24,9 +24,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from envs.base import VectorEnv
 from envs.configuration import CONF
-from envs.live.planned_rules import with_planned_rules
+from envs.live.planned_rules import assigned_weeks
 from envs.logged.env import LoggedEnv
 from envs.offers.customer_env import CustomerEnv
+from envs.offers.logs import send_log
+from envs.offers.logs.send_log import is_send_log
 from envs.offers.twin.ensemble import TwinEnsemble
 from envs.shop_rule import with_shop_rule
 from rlcore.offline.logged_dataset import FIRST_ROW, LoggedDataset
@@ -61,7 +63,8 @@ def main(cfg: DictConfig) -> float:
         report: Any
         if cfg.rules:
             name = less(list(cfg.rules))
-            report = compare_rules(logged_with_rules(env, cfg.log, cfg.plans), list(cfg.rules), cfg.ope.level)
+            dataset, notes = logged_with_rules(env, cfg.log, cfg.plans, list(cfg.rules))
+            report = compare_rules(dataset, list(cfg.rules), cfg.ope.level, notes)
         elif cfg.log:
             assert found  # a log comes with a checkpoint: checked above
             report = value_on_log(found, cfg)
@@ -86,17 +89,26 @@ def check_request(cfg: DictConfig) -> None:
         raise ValueError("checkpoint: expected the path of the policy to value on the log")
 
 
-def logged_with_rules(env: VectorEnv, path: str, plans: str | None) -> LoggedDataset:
-    """Read all decisions of a log, of both sides; where there are plans, those of planned weeks with their arms."""
-    sides = ("train", "test") if env.has_sides(path) else ("test",)  # without sides each reading has all decisions
-    dataset = LoggedDataset.cat([env.read_log(path, side) for side in sides])
-    if isinstance(env, LoggedEnv):
-        dataset = in_weeks_of_the_log(dataset, env, path)
+def logged_with_rules(
+    env: VectorEnv, path: str, plans: str | None, rules: list[str]
+) -> tuple[LoggedDataset, list[str]]:
+    """Read all decisions of a log, of both sides, with the rule of each, and sentences on who counts.
+
+    Of a log of sends, plans say the rule: their arms. Other logs have it in a column.
+    """
+    if not is_send_log(path):
+        if plans is not None:
+            raise ValueError(f"plans: expected log= to be a log of sends, which the plans are of, got {path}")
+        sides = ("train", "test") if env.has_sides(path) else ("test",)  # without sides each reading has all decisions
+        dataset = LoggedDataset.cat([env.read_log(path, side) for side in sides])
+        return (in_weeks_of_the_log(dataset, env, path) if isinstance(env, LoggedEnv) else dataset), []
     if plans is None:
-        return dataset
-    if not isinstance(env, CustomerEnv) or env.population.given is None:
-        raise ValueError("plans: expected the customers that were planned for, as env/population=customer_table")
-    return with_planned_rules(dataset, env.population.given.ids, env.world.weeks, plans)
+        raise ValueError("plans: expected the folder of the plans that were handed over, as in plans=sent")
+    if not isinstance(env, CustomerEnv):
+        raise ValueError(f"env: expected the offers and channels of {path}, as in -cd shop experiment=shop")
+    catalogue = env.world.catalogue
+    log, calendar = send_log.read(path, list(catalogue.offers), list(catalogue.channels))
+    return assigned_weeks(log, calendar, catalogue.to("cpu", torch.float64), rules, plans)
 
 
 def in_weeks_of_the_log(dataset: LoggedDataset, env: LoggedEnv, path: str) -> LoggedDataset:

@@ -1,41 +1,121 @@
-"""Which rule decided each decision of a log: the arm of the customer in the plan of that week."""
+"""What each arm of the weekly plans brought: the weeks of a log of sends, by the arm that a customer was given.
+
+Arms are drawn by the customers' ids, so those of a week are random parts of all customers who were ever planned for. A
+customer who left stays in the arm, and brings 0 from then on: whom an arm drives away is part of what the arm does.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import torch
 
-from envs.live.plan.arms import ARMS
+from envs.live.plan.arms import ARMS, HOLDOUT, Arms
 from envs.live.plan.output.plan_file import plans_in, read_facts
-from rlcore.offline.logged_dataset import LoggedDataset
+from envs.offers.logs.customer_weeks import CustomerWeeks
+from envs.offers.logs.schema import COLUMNS
+from envs.offers.logs.send_log import Calendar
+from envs.offers.world.catalogue import Catalogue
+from rlcore.offline.logged_dataset import FIRST_ROW, LoggedDataset
 from rlcore.offline.parquet_files import read_parquet
 
 
-def with_planned_rules(dataset: LoggedDataset, ids: Sequence[str], weeks: int, folder: Path | str) -> LoggedDataset:
-    """Return the decisions of planned weeks, each with the arm that its plan gave the customer.
+class AssignedWeeks(NamedTuple):
+    """The decisions of planned weeks, each with the customer's arm, and sentences on who counts."""
 
-    `ids` are those of the dataset's units, `weeks` the weeks of a season, `folder` has the plans. Raises ValueError
-    where there is no plan, and where no plan is of a decision in the log.
+    decisions: LoggedDataset
+    notes: list[str]
+
+
+def assigned_weeks(
+    log: CustomerWeeks, calendar: Calendar, catalogue: Catalogue, rules: list[str], folder: Path | str
+) -> AssignedWeeks:
+    """Return the planned weeks of a log's customers, from each customer's first plan on, as decisions of two arms.
+
+    `folder` has the plans. Weeks after a customer left bring 0. Customers who changed the arm within the weeks that
+    have both `rules` are left out. Raises ValueError where there is no plan, where a rule is no arm, and where no plan
+    is of a week and a customer of the log.
     """
-    place = {name: k for k, name in enumerate(ids)}
-    units = len(place)
-    week = dataset.episode * weeks + dataset.step
-    arm_of = torch.full((int(week.amax()) + 1, units), -1, dtype=torch.long)
-    paths = plans_in(Path(folder))
-    if not paths:
-        raise ValueError(f"plans: expected a folder of plans, week=….parquet, got {folder}")
-    for path in paths:
-        planned = read_facts(path)["week"]
-        if planned >= len(arm_of):
-            continue
-        table = read_parquet(path, columns=["customer", "arm"])
-        customer = torch.tensor([place.get(name, -1) for name in table["customer"].to_pylist()])
-        arm = torch.tensor([ARMS.index(name) for name in table["arm"].to_pylist()])
-        arm_of[planned, customer[customer >= 0]] = arm[customer >= 0]
-    found = arm_of[week.cpu(), dataset.unit.cpu()].to(dataset.policy)
-    if not bool((found >= 0).any()):
+    for rule in rules:
+        if rule not in ARMS:
+            raise ValueError(f"rules: expected two of {', '.join(ARMS)}, got '{rule}'")
+    arm, unknown = planned_arms(log, Path(folder))
+    if not (arm >= 0).any():
         raise ValueError(f"{folder}: expected plans of weeks and customers that are in the log, got none")
-    return replace(dataset, policy=found.clamp_min(0), policies=ARMS)[found >= 0]
+    number = [ARMS.index(rule) for rule in rules]
+    compared = arm[[all((week == k).sum() > 1 for k in number) for week in arm]]
+    greatest, least = compared.max(0, initial=-1), np.where(compared < 0, len(ARMS), compared).min(0, initial=len(ARMS))
+    moved = (greatest > least) & np.isin(compared, number).any(0)
+    arm[:, moved] = -1
+    notes = [left_of(rule, (arm == k).any(0), log) for rule, k in zip(rules, number)]
+    if moved.any():
+        notes.append(f"{int(moved.sum()):,} customers changed the arm: left out")
+    if unknown:
+        notes.append(f"{unknown:,} customers of the plans are in no week of the log: left out")
+    return AssignedWeeks(decisions_of(log, calendar, catalogue, arm), notes)
+
+
+def left_of(rule: str, in_arm: np.ndarray, log: CustomerWeeks) -> str:
+    """Say how many of an arm's customers, bool [N], left before the log's end."""
+    left = int((in_arm & (log.last < log.weeks - 1)).sum())
+    return f"{rule}: {left:,} of {int(in_arm.sum()):,} customers left, and bring 0 from then on"
+
+
+def planned_arms(log: CustomerWeeks, folder: Path) -> tuple[np.ndarray, int]:
+    """Return each customer's arm in the weeks that have a plan, int8 [W, N], and how many customers the log lacks.
+
+    −1: no plan of the week, or none of the customer so far, or the customer was not in the log yet. A customer whom a
+    plan lacks after an earlier one, having left, is in the arm that the plan would have drawn.
+    """
+    paths = {read_facts(path)["week"]: path for path in plans_in(folder)}
+    if not paths:
+        raise ValueError(f"plans: expected a folder of plans, week=….parquet with its .csv, got {folder}")
+    place = {name: k for k, name in enumerate(log.ids)}
+    arm = np.full((log.weeks, len(log.ids)), -1, dtype=np.int8)
+    latest = np.full(len(log.ids), -1, dtype=np.int8)
+    unknown: set[str] = set()
+    for week in sorted(week for week in paths if week < log.weeks):
+        table = read_parquet(paths[week], columns=["customer", "arm"])
+        ids, names = table["customer"].to_pylist(), table["arm"].to_pylist()
+        unknown.update(x for x in ids if x not in place)
+        row = np.array([place.get(x, -1) for x in ids], dtype=np.int64)
+        given = np.array([ARMS.index(x) for x in names], dtype=np.int8)
+        drawn = Arms(*read_facts(paths[week])["shares"]).of(log.ids, latest == HOLDOUT).astype(np.int8)
+        latest = np.where(latest >= 0, drawn, -1)
+        latest[row[row >= 0]] = given[row >= 0]
+        arm[week] = np.where(log.first <= week, latest, -1)
+    return arm, len(unknown)
+
+
+def decisions_of(log: CustomerWeeks, calendar: Calendar, catalogue: Catalogue, arm: np.ndarray) -> LoggedDataset:
+    """Return the customers' weeks whose arm [W, N] is not −1 as decisions without observations."""
+    week, customer = (torch.from_numpy(x) for x in np.nonzero(arm >= 0))
+    at = (week.numpy(), customer.numpy())
+    offer, channel = (torch.from_numpy(x[at]).long() for x in (log.offer, log.channel))
+    redeemed, bought = (torch.from_numpy(x[at]).double() for x in (log.redeemed, log.bought))
+    spend = catalogue.spend(offer, channel, redeemed)
+    n, zeros = len(week), torch.zeros(len(week), dtype=torch.float64)
+    return LoggedDataset(
+        nvec=(catalogue.action_codec.num_actions,),
+        static_dim=0,
+        policies=ARMS,
+        names=COLUMNS,
+        unit_names=log.ids,
+        row=torch.arange(n) + FIRST_ROW,
+        unit=customer,
+        episode=torch.zeros_like(week),
+        step=week,
+        policy=torch.from_numpy(arm[at]).long(),
+        obs=zeros.new_zeros(n, 0),
+        action_mask=torch.ones(n, 1, dtype=torch.bool),
+        action=catalogue.action_codec.encode(offer, channel),
+        propensity=zeros.new_full((n,), torch.nan),
+        price=zeros + calendar.price - 1,
+        reward=torch.from_numpy(log.margin[at]) + calendar.trips * bought - spend,
+        cost=spend,
+        terminal_value=zeros,
+        terminated=torch.zeros(n, dtype=torch.bool),
+        truncated=torch.zeros(n, dtype=torch.bool),
+    )

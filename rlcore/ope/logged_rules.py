@@ -7,7 +7,7 @@ independently; where a unit's decisions are by both rules, they count as paired.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -25,11 +25,12 @@ def less(rules: list[str]) -> str:
     return f"{rules[0]} less {rules[1]}"
 
 
-def compare_rules(dataset: LoggedDataset, rules: list[str], level: float) -> Report:
+def compare_rules(dataset: LoggedDataset, rules: list[str], level: float, notes: Sequence[str] = ()) -> Report:
     """Compare the first of two rules, named as in `dataset.policies`, with the second, by decision.
 
     Both means are over the steps in which each rule decided for two units or more, weighted by the two rules' decisions
-    in the step. Raises ValueError where there is no such step.
+    in the step. `notes` are lines below the table. A unit that a rule made stop deciding must be in the dataset all the
+    same, with decisions that bring 0, or those who stay are compared. Raises ValueError where there is no such step.
     """
     if len(rules) != 2:
         raise ValueError(f"rules: expected two rules, as in rules=[a,b], got {len(rules)}")
@@ -69,11 +70,11 @@ def compare_rules(dataset: LoggedDataset, rules: list[str], level: float) -> Rep
     said = [verdict(rules, kind, rows[less(rules)]) for kind in judged]
     return Report(
         title=f"what each rule's decisions brought, a decision; {level:.0%} intervals over {dataset.names.unit}s",
-        caption="\n".join([*said, *([steps] if len(weight) > 1 else [])]),
+        caption="\n".join([*said, *notes, *([steps] if len(weight) > 1 else [])]),
         rows=rows,
         columns=columns,
         last=None,
-        extra={"verdicts": said, "steps_compared": [compared, len(weight)]},
+        extra={"verdicts": said, "notes": list(notes), "steps_compared": [compared, len(weight)]},
         plots={},
         judged=NET,
         what="rule",

@@ -17,9 +17,9 @@ HOLDOUT, RANDOM, BAU, RL = range(len(ARMS))
 class Arms:
     """Shares of the customers by arm. A customer's arm depends on the customer's id and on `salt` alone.
 
-    `holdout` and `random` are shares of all customers, `bau` (the shop's own rules) is a share of the rest. What
-    remains is the policy's. Each customer has one fixed number, which thresholds turn into an arm. As `bau` shrinks, a
-    customer can change once, from bau to rl.
+    `holdout` is a share of all customers, `random` of those who are not held out, `bau` (the shop's own rules) of those
+    in neither. What remains is the policy's. Each share is compared with a lot of its own, so that a share which
+    changes moves customers into its arm or out of it, and between no other two.
     """
 
     salt: int
@@ -27,23 +27,22 @@ class Arms:
     random: float
     bau: float
 
-    def __post_init__(self):
-        if self.holdout + self.random >= 1:
-            raise ValueError(
-                f"arms: expected holdout and random to leave customers, got {self.holdout} and {self.random}"
-            )
-
     def of(self, ids: Sequence[str], held_out: np.ndarray) -> np.ndarray:
         """Return the arm of each customer, an index into ARMS, uint8 [N].
 
         `held_out`, bool [N], are the customers whom the policy's own contact rules hold out.
         """
-        u = hash_uniform(ids, self.salt).numpy()
-        first = self.holdout + self.random
-        rest = (u - first) / (1 - first)
-        arm = np.where(rest < 1 - self.bau, RL, BAU)
-        arm = np.where(u < first, RANDOM, arm)
-        return np.where((u < self.holdout) | held_out, HOLDOUT, arm).astype(np.uint8)
+        in_holdout = held_out | (hash_uniform(ids, self.salt).numpy() < self.holdout)  # as in those contact rules
+        in_random, in_bau = (
+            hash_uniform([f"{name}:{x}" for x in ids], self.salt).numpy() < share
+            for name, share in (("random", self.random), ("bau", self.bau))
+        )
+        return np.select((in_holdout, in_random, in_bau), (HOLDOUT, RANDOM, BAU), RL).astype(np.uint8)
+
+    def moves(self, now: Arms, ids: Sequence[str]) -> int:
+        """Count the customers whose arm another setting draws anew."""
+        nobody = np.zeros(len(ids), dtype=bool)
+        return 0 if now == self else int((self.of(ids, nobody) != now.of(ids, nobody)).sum())
 
 
 def money_by_arm(money: float, arm: np.ndarray, eligible: np.ndarray) -> dict[int, float]:

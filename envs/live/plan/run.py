@@ -22,7 +22,7 @@ from envs.live.plan.inputs.exported import ExportedPolicy, dates_of, read_table_
 from envs.live.plan.inputs.past_weeks import PastWeeks
 from envs.live.plan.inputs.shop_rules import ShopRule
 from envs.live.plan.money_rules import MoneyRule
-from envs.live.plan.output.plan_file import plan_table, read_facts, write_plan, write_sends
+from envs.live.plan.output.plan_file import plan_table, plans_in, read_facts, write_plan, write_sends
 from envs.live.plan.twin_gains import TwinGains
 from envs.live.plan.weekly_plan import WeekPlan, plan_week
 from envs.offers.logs import send_log
@@ -199,7 +199,7 @@ def setting_of(package: PolicyPackage, request: PlanRequest) -> PlanSetting:
     own = package.contact_rules["holdout"]
     arms = request.arms
     salt = own["salt"] if arms["salt"] is None else arms["salt"]
-    # The package's holdout is drawn by the same lots where the salts agree: the arms begin beyond it.
+    # The package's holdout is drawn by the same lots where the salts agree.
     holdout = max(arms["holdout"], own["share"]) if salt == own["salt"] else arms["holdout"]
     return PlanSetting(
         money=float(request.money or 0.0),
@@ -211,6 +211,25 @@ def setting_of(package: PolicyPackage, request: PlanRequest) -> PlanSetting:
         capacity=Capacity.read(request.capacity, package.catalogue),
         block=request.block,
     )
+
+
+def moved_arms(folder: Path, week: int, arms: Arms, ids: list[str]) -> Iterator[str]:
+    """Warn where customers have another arm than in the newest plan before a week."""
+    facts = [x for x in map(read_facts, plans_in(folder)) if x["week"] < week]
+    if facts:
+        newest = max(facts, key=lambda x: x["week"])
+        before = Arms(*newest["shares"])
+        moved = before.moves(arms, ids)
+        changes = [
+            f"arms.{f.name} {getattr(before, f.name)} -> {getattr(arms, f.name)}"
+            for f in fields(arms)
+            if getattr(before, f.name) != getattr(arms, f.name)
+        ]
+        if moved:
+            yield (
+                f"{moved:,} customers have another arm than in week {newest['week']} ({', '.join(changes)}): a "
+                "comparison of arms over both weeks leaves them out"
+            )
 
 
 def make_plan(policy: ExportedPolicy, request: PlanRequest) -> Planned:
@@ -230,7 +249,7 @@ def make_plan(policy: ExportedPolicy, request: PlanRequest) -> Planned:
     unknown = setting.shop_rule.unknown(customers.ids)
     if unknown:
         plan.warnings.append(f"{unknown:,} of the shop's own decisions are of customers whom the table lacks")
-    plan.warnings += notes
+    plan.warnings += [*notes, *moved_arms(path.parent, past.week, setting.arms, customers.ids)]
     until = "" if first_day is None else str(first_day + np.timedelta64(request.valid_days - 1, "D"))
     valid_weeks = -(-request.valid_days // send_log.DAYS)
     return Planned(

@@ -94,6 +94,13 @@ class CustomerWeeks:
         """Return the matrices [W, N] of some fields."""
         return {name: getattr(self, name) for name in names}
 
+    def arms_with_propensities(self) -> np.ndarray:
+        """Tell of which arms a week has decisions with a propensity, bool [W, 1 + A]; the first is that of no plan."""
+        found = np.zeros((self.weeks, 1 + len(ARMS)), dtype=bool)
+        week, customer = np.nonzero(~np.isnan(self.propensity))
+        found[week, self.arm[week, customer] + 1] = True
+        return found
+
     def extended(self, ids: tuple[str, ...], weeks: int) -> CustomerWeeks:
         """Return the same log with room for more weeks and for the customers of `ids`, which begins with the log's."""
         whole = CustomerWeeks.empty(ids, weeks)

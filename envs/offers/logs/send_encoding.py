@@ -60,10 +60,10 @@ def log_chunks(env, path: str, split: str) -> Iterator[LoggedDataset]:
     chosen = np.flatnonzero((row >= 0) & side[row.clip(0, None)] & (log.last >= log.first))
     if not len(chosen):
         raise ValueError(f"{path}: no customer of the {split} side of the customer table is in it")
-    broken = 0
+    broken, drawn = 0, log.arms_with_propensities()
     for start in range(0, len(chosen), CHUNK):
         at = chosen[start : start + CHUNK]
-        encoder = Encoder(env, log, calendar, at, torch.from_numpy(row[at]))
+        encoder = Encoder(env, log, calendar, at, torch.from_numpy(row[at]), drawn)
         yield from encoder.seasons()
         broken += encoder.broken
     if broken:
@@ -84,9 +84,14 @@ class Week:
 
 
 class Encoder:
-    """Encodes the weeks of N customers: the columns `at` of a log, the rows `row` of the customer table."""
+    """Encodes the weeks of N customers: the columns `at` of a log, the rows `row` of the customer table.
 
-    def __init__(self, env, log: CustomerWeeks, calendar: Calendar, at: np.ndarray, row: Tensor):
+    `drawn` are the log's arms with propensities. A decision that the rules forced has propensity 1, but not in a week
+    in which no decision of its arm has a propensity: those who could be sent nothing would be left alone of the arm,
+    and they are not like the others.
+    """
+
+    def __init__(self, env, log: CustomerWeeks, calendar: Calendar, at: np.ndarray, row: Tensor, drawn: np.ndarray):
         self.env, self.log, self.at, self.device = env, log, at, env.device
         generator = torch.Generator(env.device).manual_seed(0)  # parameters of the sample are not read
         self.ids = tuple(env.population.given.ids)
@@ -94,6 +99,7 @@ class Encoder:
         self.sample = env.population.given.sample(self.row, generator)
         self.features = self.sample.features.to(env.world.season)
         self.contact_policy = env.contact_rules.policy(self.sample)
+        self.drawn = torch.from_numpy(drawn).to(self.device)
         self.price_of_money = calendar.price - 1.0
         seen_price = max(
             self.price_of_money, env.price_range[0]
@@ -195,7 +201,8 @@ class Encoder:
         self.broken += int((present & ~allowed).sum())
         action_mask = here.action_mask.scatter(1, action[:, None], True)
         spend = world.catalogue.spend(seen.offer, seen.channel, seen.redeemed.to(world.season))
-        propensity = self.cell("propensity", week)
+        propensity, policy = self.cell("propensity", week), self.cell("arm", week).long() + 1
+        is_certain = here.is_forced & (action == 0) & self.drawn[week][policy]
         last = torch.from_numpy(week == self.log.last[self.at]).to(self.device)
         ends = torch.full_like(present, (week + 1) % world.weeks == 0)
         left = last & (week + 1 < self.log.weeks)
@@ -206,8 +213,8 @@ class Encoder:
             "obs": here.obs,
             "action_mask": action_mask,
             "action": action,
-            "propensity": torch.where(here.is_forced & (action == 0), 1.0, propensity),
-            "policy": self.cell("arm", week).long() + 1,
+            "propensity": torch.where(is_certain, 1.0, propensity),
+            "policy": policy,
             "reward": seen.margin.float() + self.trip_value * seen.bought.float() - spend.float(),
             "cost": spend.float(),
             "trips": seen.bought.float(),

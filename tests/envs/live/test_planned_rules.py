@@ -1,51 +1,135 @@
-"""The arms of plans, joined to the decisions of a log by customer and week."""
+"""What the arms of plans brought in a log of sends: who left still counts, and who changed the arm does not."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
+from envs.live.plan.arms import ARMS, BAU, HOLDOUT, RL, Arms
 from envs.live.plan.output.plan_file import KEY
-from envs.live.planned_rules import with_planned_rules
-from rlcore.offline.logged_dataset import LoggedDataset
+from envs.live.planned_rules import assigned_weeks
+from envs.offers.logs.customer_weeks import CustomerWeeks
+from envs.offers.logs.send_log import Calendar
+from rlcore.ope.logged_rules import compare_rules
+from stand_in_package import CATALOGUE
 
 pa = pytest.importorskip("pyarrow")
 pytest.importorskip("pyarrow.parquet")
-IDS = ("x", "y", "z")
+CALENDAR = Calendar(False, 0, 100, 100, 1.5, 0.25)
+HALF = Arms(3, 0.05, 0.01, 0.5)
 
 
-def write_plan(folder, week, arms):
-    table = pa.table({"customer": list(arms), "arm": list(arms.values())})
+def write_plan(folder, week, arms, shares=HALF, handed_over=True):
+    table = pa.table({"customer": list(arms), "arm": [ARMS[k] for k in arms.values()]})
+    facts = {"week": week, "shares": [shares.salt, shares.holdout, shares.random, shares.bau]}
     pa.parquet.write_table(
-        table.replace_schema_metadata({KEY: json.dumps({"week": week}).encode()}), folder / f"week={week}.parquet"
+        table.replace_schema_metadata({KEY: json.dumps(facts).encode()}), folder / f"week={week}.parquet"
     )
+    if handed_over:
+        (folder / f"week={week}.csv").touch()
 
 
-def log():
-    """Three customers over four weeks in two seasons; the reward says customer and week."""
-    unit = torch.arange(12) % 3
-    week = torch.arange(12) // 3
-    dataset = LoggedDataset.from_obp(
-        {"n_rounds": 12, "n_actions": 2, "context": [[0.0]] * 12, "action": [0] * 12, "reward": [0.0] * 12}
-    )
-    return replace(dataset, unit=unit, episode=week // 2, step=week % 2, reward=(10 * week + unit).float())
+def log(ids, weeks):
+    """A log in which everybody is there and buys for 1 in every week."""
+    made = CustomerWeeks.empty(tuple(ids), weeks)
+    made.last[:] = weeks - 1
+    made.bought[:], made.margin[:] = True, 1.0
+    return made
 
 
-def test_a_decision_has_the_arm_of_its_customer_in_its_week(tmp_path):
-    write_plan(tmp_path, 1, {"z": "rl", "x": "bau"})
-    write_plan(tmp_path, 2, {"y": "bau", "z": "holdout", "unknown": "rl"})
-    write_plan(tmp_path, 9, {"x": "rl"})
-    found = with_planned_rules(log(), IDS, 2, tmp_path)
-    arms = {int(reward): found.policies[k] for reward, k in zip(found.reward, found.policy)}
-    assert arms == {12: "rl", 10: "bau", 21: "bau", 22: "holdout"}
+def leave(made, customer, last):
+    """Let a customer leave after a week."""
+    made.last[customer] = last
+    made.bought[last + 1 :, customer], made.margin[last + 1 :, customer] = False, 0.0
+
+
+def weeks_of(found):
+    """Each decision's customer and week → arm and profit."""
+    data = found.decisions
+    names = data.names_of_units(data.unit)
+    rows = zip(names, data.step.tolist(), data.policy.tolist(), data.reward.tolist())
+    return {(name, week): (ARMS[arm], reward) for name, week, arm, reward in rows}
+
+
+def test_whom_an_arm_drives_away_brings_nothing_and_is_not_forgotten(tmp_path):
+    """All bring 1.25 a week; half of the arm rl leaves after the first of 12 weeks, and later plans lack them."""
+    ids = [f"K{k}" for k in range(200)]
+    made = log(ids, 12)
+    arm = HALF.of(ids, np.zeros(200, dtype=bool))
+    gone = np.flatnonzero(arm == RL)[::2]
+    for k in gone:
+        leave(made, k, 0)
+    for week in range(12):
+        there = {name: int(arm[k]) for k, name in enumerate(ids) if made.is_present(week)[k]}
+        write_plan(tmp_path, week, there)
+    found = assigned_weeks(made, CALENDAR, CATALOGUE, ["rl", "bau"], tmp_path)
+    report = compare_rules(found.decisions, ["rl", "bau"], 0.95, found.notes)
+    rows, assigned = report.rows, int((arm == RL).sum())
+    stayed = assigned - len(gone)
+    assert rows["rl"]["units"] == assigned and rows["rl"]["decisions"] == 12 * assigned
+    assert rows["rl"]["profit"] == pytest.approx(1.25 * (assigned + 11 * stayed) / (12 * assigned), rel=1e-6)
+    assert rows["bau"]["profit"] == pytest.approx(1.25)
+    assert report.extra["verdicts"][0].startswith("rl was worse than bau by profit")
+    assert f"rl: {len(gone)} of {assigned} customers left, and bring 0 from then on" in report.caption
+    assert f"bau: 0 of {(arm == BAU).sum()} customers left" in report.caption
+
+
+def test_a_customer_counts_from_the_first_plan_on_and_money_is_profit_at_the_logs_price(tmp_path):
+    made = log("xyz", 4)
+    made.first[2] = 3
+    made.offer[2, 0], made.channel[2, 0], made.redeemed[2, 0] = 2, 2, True  # five_off by letter, 5 + .9
+    write_plan(tmp_path, 1, {"x": RL, "z": RL, "nobody": RL}, handed_over=True)
+    write_plan(tmp_path, 2, {"x": RL, "y": HOLDOUT, "z": RL})
+    write_plan(tmp_path, 3, {"x": RL, "y": HOLDOUT, "z": RL})
+    write_plan(tmp_path, 9, {"x": RL})
+    found = assigned_weeks(made, CALENDAR, CATALOGUE, ["rl", "bau"], tmp_path)
+    expected = {("x", 1): 1.25, ("x", 2): 1.25 - 5.9, ("x", 3): 1.25, ("z", 3): 1.25}
+    assert {key: money for key, (arm, money) in weeks_of(found).items() if arm == "rl"} == pytest.approx(expected)
+    assert {key for key, (arm, _) in weeks_of(found).items() if arm != "rl"} == {("y", 2), ("y", 3)}
+    assert found.decisions.net_reward.min().item() == pytest.approx(1.25 - 5.9 - 0.5 * 5.9)
+    assert "1 customers of the plans are in no week of the log: left out" in found.notes
+
+
+def test_who_left_counts_in_the_arm_that_a_later_plan_would_have_drawn_and_who_moved_is_left_out(tmp_path):
+    """Every customer leaves or stays alike in both arms, and the share of bau falls: neither arm is better."""
+    ids = [f"K{k}" for k in range(4000)]
+    made = log(ids, 4)
+    leavers = torch.rand(4000, generator=torch.Generator().manual_seed(0)).numpy() < 0.4
+    for k in np.flatnonzero(leavers):
+        leave(made, k, 0)
+    nobody = np.zeros(4000, dtype=bool)
+    fewer = Arms(3, 0.05, 0.01, 0.2)
+    for week, shares in enumerate((HALF, HALF, fewer, fewer)):
+        arm = shares.of(ids, nobody)
+        write_plan(tmp_path, week, {ids[k]: int(arm[k]) for k in np.flatnonzero(made.is_present(week))}, shares)
+    found = assigned_weeks(made, CALENDAR, CATALOGUE, ["rl", "bau"], tmp_path)
+    moved = HALF.moves(fewer, ids)
+    assert f"{moved:,} customers changed the arm: left out" in found.notes
+    report = compare_rules(found.decisions, ["rl", "bau"], 0.95)
+    for rule, k in (("rl", RL), ("bau", BAU)):
+        always = (HALF.of(ids, nobody) == k) & (fewer.of(ids, nobody) == k)
+        assert report.rows[rule]["units"] == always.sum()
+        kept = 1 - leavers[always].mean()
+        assert report.rows[rule]["profit"] == pytest.approx(1.25 * (1 + 3 * kept) / 4, rel=1e-6)
+
+
+def test_a_plan_that_was_not_handed_over_counts_nowhere(tmp_path):
+    made = log("xy", 12)
+    write_plan(tmp_path, 9, {"x": RL, "y": BAU})
+    write_plan(tmp_path, 10, {"x": RL, "y": BAU}, handed_over=False)
+    found = assigned_weeks(made, CALENDAR, CATALOGUE, ["rl", "bau"], tmp_path)
+    assert set(weeks_of(found)) == {("x", 9), ("y", 9)}
 
 
 def test_plans_of_another_log_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="plans: expected a folder of plans"):
-        with_planned_rules(log(), IDS, 2, tmp_path)
-    write_plan(tmp_path, 9, {"x": "rl"})
-    with pytest.raises(ValueError, match="expected plans of weeks and customers that are in the log, got none"):
-        with_planned_rules(log(), IDS, 2, tmp_path)
+    def refused(message, rules=("rl", "bau")):
+        with pytest.raises(ValueError, match=message):
+            assigned_weeks(log("xyz", 4), CALENDAR, CATALOGUE, list(rules), tmp_path)
+
+    refused("plans: expected a folder of plans")
+    write_plan(tmp_path, 9, {"x": RL})
+    refused("expected plans of weeks and customers that are in the log, got none")
+    refused("rules: expected two of holdout, random, bau, rl, got 'ours'", rules=("rl", "ours"))

@@ -145,7 +145,20 @@ def write_sends(path: Path, columns: dict[str, Any], sent: np.ndarray, valid_unt
 
 
 def plans_in(folder: Path) -> list[Path]:
-    """Return the plans in a folder, by name, copies of a plan left out."""
+    """Return the plans in a folder, by name, copies of a plan left out.
+
+    The sender's file is written last, and handed over last: a plan without it was not finished, and does not count.
+    """
+    return [path for path in named_as_plans(folder) if path.with_suffix(".csv").is_file()]
+
+
+def unfinished_plans_in(folder: Path) -> list[Path]:
+    """Return the plans in a folder that lack the sender's file."""
+    return [path for path in named_as_plans(folder) if not path.with_suffix(".csv").is_file()]
+
+
+def named_as_plans(folder: Path) -> list[Path]:
+    """Return the files in a folder that are named as plans, copies of a plan left out."""
     return sorted(path for path in folder.glob("week=*.parquet") if PLAN.fullmatch(path.name))
 
 

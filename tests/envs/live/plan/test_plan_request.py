@@ -11,6 +11,7 @@ pa = pytest.importorskip("pyarrow")
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
+from envs.live.plan.arms import Arms
 from envs.live.plan.money_rules import MoneyRule
 from envs.live.plan.run import make_plan
 from stand_in_package import StandInExported, arrow_table, customers_of, plan_of, request, setting, table
@@ -34,10 +35,8 @@ def test_a_csv_file_a_parquet_file_and_a_table_give_one_plan(tmp_path):
     assert [row["reason"] for row in plans[0]] == direct.columns["reason"].take(np.arange(300))
 
 
-def make_arms():
-    from envs.live.plan.arms import Arms
-
-    return Arms(7, 0.05, 0.01, 0.0)
+def make_arms(random=0.01, bau=0.0):
+    return Arms(7, 0.05, random, bau)
 
 
 @pytest.mark.parametrize(
@@ -50,10 +49,6 @@ def make_arms():
         ({"segment": "Region"}, "customers: no column 'Region' (segment); there are id, Rate, Keen, Age, Tier, App"),
         ({"id": "Number"}, "customers: no column 'Number' (id); there are id, Rate, Keen, Age, Tier, App"),
         ({"log": "no.parquet"}, "no.parquet: expected a log that scripts/import_sends.py wrote"),
-        (
-            {"arms": {"salt": 1, "holdout": 0.6, "random": 0.5, "bau": 0.0}},
-            "arms: expected holdout and random to leave",
-        ),
         ({"rule": "hoped"}, "rule: expected expected, buffered or reserved, got 'hoped'"),
     ],
 )
@@ -61,6 +56,24 @@ def test_a_request_that_does_not_fit_is_one_line(changes, message):
     with pytest.raises(ValueError, match=re.escape(message)) as error:
         make_plan(POLICY, request(**{"customers": arrow_table(5), **changes}))
     assert "\n" not in str(error.value)
+
+
+def test_a_plan_whose_arms_are_not_those_of_the_newest_plan_says_how_many_customers_moved(tmp_path):
+    def warnings(week, **changes):
+        arms = {"salt": 7, "holdout": 0.05, "random": 0.1, "bau": 0.5, **changes}
+        out = str(tmp_path / f"week={week}.parquet")
+        made = make_plan(POLICY, request(customers=arrow_table(300), week=week, arms=arms, out=out))
+        made.write()
+        return [x for x in made.plan.warnings if "another arm" in x]
+
+    assert warnings(9) == [] and warnings(10) == []
+    moved = make_arms(random=0.1, bau=0.5).moves(make_arms(random=0.1, bau=0.2), arrow_table(300)["id"].to_pylist())
+    assert warnings(11, bau=0.2) == [
+        f"{moved} customers have another arm than in week 10 (arms.bau 0.5 -> 0.2): a comparison of arms over both "
+        "weeks leaves them out"
+    ]
+    assert warnings(12, bau=0.2) == []
+    assert "arms.salt 7 -> 8" in warnings(13, bau=0.2, salt=8)[0]
 
 
 def test_who_left_before_the_planned_week_is_sent_nothing():

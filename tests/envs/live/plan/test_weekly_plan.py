@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -213,20 +214,27 @@ def test_planned_twice_it_is_the_same_and_so_it_is_in_any_order(package):
     assert decisions(first) == decisions(again) == decisions(other)
 
 
-def test_arms_are_lots_of_the_id_and_a_customer_moves_once(package):
+def test_arms_are_lots_of_the_id_and_a_share_moves_customers_between_its_arm_and_others_alone(package):
     ids = [f"c{k}" for k in range(20_000)]
     nobody = np.zeros(len(ids), dtype=bool)
-    before = None
-    for bau in (1.0, 0.9, 0.5, 0.06):
-        arm = Arms(3, 0.05, 0.01, bau).of(ids, nobody)
-        shares = np.bincount(arm, minlength=4) / len(ids)
-        assert shares[[HOLDOUT, RANDOM]] == pytest.approx([0.05, 0.01], abs=0.006)
-        assert shares[BAU] == pytest.approx(0.94 * bau, abs=0.015)
-        if before is not None:
-            moved = before != arm
-            assert set(zip(before[moved].tolist(), arm[moved].tolist())) == {(BAU, RL)}
-        before = arm
-    assert (Arms(3, 0.05, 0.01, 0.5).of(ids, ~nobody) == HOLDOUT).all()
+    usual = Arms(3, 0.05, 0.01, 0.5)
+    before = usual.of(ids, nobody)
+    for changed, arm in (
+        ({"holdout": 0.1}, HOLDOUT),
+        ({"random": 0.1}, RANDOM),
+        ({"bau": 0.2}, BAU),
+        ({"bau": 1}, BAU),
+    ):
+        arms = replace(usual, **changed)
+        after = arms.of(ids, nobody)
+        free = (1 - arms.holdout) * (1 - arms.random)
+        expected = [arms.holdout, (1 - arms.holdout) * arms.random, free * arms.bau, free * (1 - arms.bau)]
+        assert np.bincount(after, minlength=4) / len(ids) == pytest.approx(expected, abs=0.015)
+        moved = before != after
+        assert moved.sum() == usual.moves(arms, ids) > 0
+        assert ((before == arm) ^ (after == arm))[moved].all()
+    assert usual.moves(usual, ids) == 0
+    assert (usual.of(ids, ~nobody) == HOLDOUT).all()
 
 
 def test_each_arm_has_the_share_of_its_eligible_customers():

@@ -139,18 +139,20 @@ def test_a_plan_of_another_log_is_refused():
         put_planned(log(), other)
 
 
-def test_plans_are_read_by_the_catalogues_names(tmp_path, make_catalogue):
+def test_plans_are_read_by_the_catalogues_names(tmp_path, make_catalogue, capsys):
     pa = pytest.importorskip("pyarrow")
     pytest.importorskip("pyarrow.parquet")
     from envs.live.plan.output.plan_file import KEY
 
     catalogue = make_catalogue()
 
-    def write(week, offer):
+    def write(week, offer, handed_over=True):
         rows = {"customer": ["a", "b"], "offer": [offer, ""], "channel": [catalogue.channels[2], ""]}
         table = pa.table({**rows, "propensity": [0.25, 0.75], "arm": ["rl", "holdout"]})
         facts = {KEY: json.dumps({"week": week}).encode()}
         pa.parquet.write_table(table.replace_schema_metadata(facts), tmp_path / f"week={week}.parquet")
+        if handed_over:
+            (tmp_path / f"week={week}.csv").touch()
 
     assert list(planned_weeks(tmp_path, catalogue)) == []
     write(7, catalogue.offers[2])
@@ -158,6 +160,10 @@ def test_plans_are_read_by_the_catalogues_names(tmp_path, make_catalogue):
     assert plan.week == 7 and plan.customers == ["a", "b"] and plan.propensity.tolist() == [0.25, 0.75]
     assert [ARMS[k] for k in plan.arm] == ["rl", "holdout"]
     assert plan.offer.tolist() == [2, 0] and plan.channel.tolist() == [2, 0]
+    assert not capsys.readouterr().err
+    write(6, "nonsense", handed_over=False)  # the job was killed between the two files
+    assert [plan.week for plan in planned_weeks(tmp_path, catalogue)] == [7]
+    assert "week=6.parquet: no sender's file, week=6.csv, lies beside it" in capsys.readouterr().err
     write(8, "nonsense")
     with pytest.raises(ValueError, match=r"week=8.parquet: column 'offer': expected one of .*, got 'nonsense'"):
         list(planned_weeks(tmp_path, catalogue))

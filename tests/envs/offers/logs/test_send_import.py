@@ -650,6 +650,30 @@ def test_a_planned_week_has_the_plans_propensities_and_a_second_import_changes_n
     assert not again.is_changed and again.planned == first.planned and len(first.planned) == 1
 
 
+def test_who_could_be_sent_nothing_is_not_left_alone_of_an_arm_that_draws_no_lot(shop, tmp_path):
+    """By turns the customers are in the arms rl and bau; a week later something is sent without a plan."""
+    _, env, sends = shop
+    log = imported(shop).log
+    last = log.weeks - 1
+    arm = np.where(np.arange(len(log.ids)) % 2, ARMS.index("bau"), ARMS.index("rl"))
+    offer, channel = (x[last - 1].astype(np.int64) for x in (log.offer, log.channel))
+    chance = np.where(arm == ARMS.index("bau"), 1.0, 0.25)
+    plan = PlannedWeek("week.parquet", last - 1, list(log.ids), offer, channel, chance, arm)
+    assert log.offer[last].any()
+    found = instantiate(sends, propensity=None, propensity_of_nothing=0.5)(env, None, iter([plan]))
+    path = tmp_path / "log.parquet"
+    send_log.write(path, found.log, found.calendar, *names_of(env))
+    data = env.read_log(str(path), "train")
+    week, forced = 12 * data.episode + data.step, data.action_mask.sum(1) == 1
+    by_arm = {name: (week == last - 1) & (data.policy == k) for k, name in enumerate(data.policies)}
+    assert (by_arm["bau"] & forced).any() and (by_arm["rl"] & forced).any()
+    assert data.propensity[by_arm["bau"]].isnan().all()
+    assert (data.propensity[by_arm["rl"] & forced] == 1).all()
+    assert (data.propensity[by_arm["rl"] & ~forced] == 0.25).all()
+    assert ((week == last) & forced).any() and data.propensity[week == last].isnan().all()
+    assert (data.propensity[(week < last - 1) & forced] == 1).all()
+
+
 def test_a_week_between_plans_that_lacks_one_is_warned_of_and_gets_no_propensity_of_nothing(shop):
     _, env, sends = shop
     log = imported(shop).log

@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from envs.base import VectorEnv
 from envs.configuration import CONF
-from envs.live.planned_rules import assigned_weeks
+from envs.live.planned_rules import AssignedWeeks, assigned_weeks
 from envs.logged.env import LoggedEnv
 from envs.offers.customer_env import CustomerEnv
 from envs.offers.logs import send_log
@@ -63,8 +63,8 @@ def main(cfg: DictConfig) -> float:
         report: Any
         if cfg.rules:
             name = less(list(cfg.rules))
-            dataset, notes = logged_with_rules(env, cfg.log, cfg.plans, list(cfg.rules))
-            report = compare_rules(dataset, list(cfg.rules), cfg.ope.level, notes)
+            assigned = logged_with_rules(env, cfg.log, cfg.plans, list(cfg.rules))
+            report = compare_rules(assigned.decisions, list(cfg.rules), cfg.ope.level, assigned.before, assigned.notes)
         elif cfg.log:
             assert found  # a log comes with a checkpoint: checked above
             report = value_on_log(found, cfg)
@@ -89,10 +89,8 @@ def check_request(cfg: DictConfig) -> None:
         raise ValueError("checkpoint: expected the path of the policy to value on the log")
 
 
-def logged_with_rules(
-    env: VectorEnv, path: str, plans: str | None, rules: list[str]
-) -> tuple[LoggedDataset, list[str]]:
-    """Read all decisions of a log, of both sides, with the rule of each, and sentences on who counts.
+def logged_with_rules(env: VectorEnv, path: str, plans: str | None, rules: list[str]) -> AssignedWeeks:
+    """Read all decisions of a log, of both sides, with the rule of each.
 
     Of a log of sends, plans say the rule: their arms. Other logs have it in a column.
     """
@@ -101,7 +99,8 @@ def logged_with_rules(
             raise ValueError(f"plans: expected log= to be a log of sends, which the plans are of, got {path}")
         sides = ("train", "test") if env.has_sides(path) else ("test",)  # without sides each reading has all decisions
         dataset = LoggedDataset.cat([env.read_log(path, side) for side in sides])
-        return (in_weeks_of_the_log(dataset, env, path) if isinstance(env, LoggedEnv) else dataset), []
+        decisions = in_weeks_of_the_log(dataset, env, path) if isinstance(env, LoggedEnv) else dataset
+        return AssignedWeeks(decisions, before=None, notes=[])
     if plans is None:
         raise ValueError("plans: expected the folder of the plans that were handed over, as in plans=sent")
     if not isinstance(env, CustomerEnv):

@@ -23,9 +23,11 @@ from rlcore.offline.parquet_files import read_parquet
 
 
 class AssignedWeeks(NamedTuple):
-    """The decisions of planned weeks, each with the customer's arm, and sentences on who counts."""
+    """The decisions that rules made, each with its rule, and sentences on who counts."""
 
     decisions: LoggedDataset
+    #: margin a week that each decision's customer had brought before its first plan, NaN where unknown; None: of nobody
+    before: torch.Tensor | None
     notes: list[str]
 
 
@@ -54,7 +56,19 @@ def assigned_weeks(
         notes.append(f"{int(moved.sum()):,} customers changed the arm: left out")
     if unknown:
         notes.append(f"{unknown:,} customers of the plans are in no week of the log: left out")
-    return AssignedWeeks(decisions_of(log, calendar, catalogue, arm), notes)
+    decisions = decisions_of(log, calendar, catalogue, arm)
+    return AssignedWeeks(decisions, margin_before(log, arm)[decisions.unit], notes)
+
+
+def margin_before(log: CustomerWeeks, arm: np.ndarray) -> torch.Tensor:
+    """Return each customer's mean margin a week before the first week with an arm, float64 [N]; NaN without one."""
+    planned = arm >= 0
+    first_plan = np.where(planned.any(0), planned.argmax(0), 0)
+    week = np.arange(log.weeks)[:, None]
+    is_before = (log.first <= week) & (week < first_plan)
+    weeks = is_before.sum(0)
+    total = np.where(is_before, log.margin, 0.0).sum(0)
+    return torch.from_numpy(np.where(weeks > 0, total / np.maximum(weeks, 1), np.nan))
 
 
 def left_of(rule: str, in_arm: np.ndarray, log: CustomerWeeks) -> str:

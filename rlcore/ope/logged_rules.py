@@ -25,12 +25,16 @@ def less(rules: list[str]) -> str:
     return f"{rules[0]} less {rules[1]}"
 
 
-def compare_rules(dataset: LoggedDataset, rules: list[str], level: float, notes: Sequence[str] = ()) -> Report:
+def compare_rules(
+    dataset: LoggedDataset, rules: list[str], level: float, before: Tensor | None = None, notes: Sequence[str] = ()
+) -> Report:
     """Compare the first of two rules, named as in `dataset.policies`, with the second, by decision.
 
     Both means are over the steps in which each rule decided for two units or more, weighted by the two rules' decisions
-    in the step. `notes` are lines below the table. A unit that a rule made stop deciding must be in the dataset all the
-    same, with decisions that bring 0, or those who stay are compared. Raises ValueError where there is no such step.
+    in the step. `before` [N] is what each decision's unit had brought before any rule decided for it, NaN where nothing
+    is known; a second difference is adjusted for it, and the verdict is this one's. `notes` are lines below the table.
+    A unit that a rule made stop deciding must be in the dataset all the same, with decisions that bring 0, or those who
+    stay are compared. Raises ValueError where there is no such step.
     """
     if len(rules) != 2:
         raise ValueError(f"rules: expected two rules, as in rules=[a,b], got {len(rules)}")
@@ -46,16 +50,9 @@ def compare_rules(dataset: LoggedDataset, rules: list[str], level: float, notes:
             f"{dataset.names.unit}s or more, got none"
         )
     decided = [by_rule & (weight[step] > 0) for by_rule in decided]
-    rows: dict[str, dict[str, Any]] = {
-        rule: {"decisions": int(by_rule.sum()), "units": len(torch.unique(unit[by_rule]))}
-        for rule, by_rule in zip(rules, decided)
-    }
-    rows[less(rules)] = {"decisions": None, "units": None}
-    for kind, x in kinds.items():
-        means = [standardized_mean(x, by_rule, unit, step, weight) for by_rule in decided]
-        for rule, mean in zip(rules, means):
-            put(rows[rule], kind, mean_estimate(mean, level))
-        put(rows[less(rules)], kind, difference(means[0], means[1], level))
+    spread = None if before is None else spread_within(before, decided, step)
+    rows = rows_of(rules, kinds, decided, unit, step, weight, level, spread)
+    judged_row = list(rows.values())[-1]  # the adjusted difference, where there is one
     columns: dict[str, Callable[[dict[str, Any]], str]] = {
         "decisions": lambda row: "" if row["decisions"] is None else f"{row['decisions']:,}",
         f"{dataset.names.unit}s": lambda row: "" if row["units"] is None else f"{row['units']:,}",
@@ -64,13 +61,15 @@ def compare_rules(dataset: LoggedDataset, rules: list[str], level: float, notes:
         columns[kind] = partial(format_number, kind)
         columns[f"{kind}: from, to"] = partial(format_interval, kind)
     compared = int((weight > 0).sum())
+    adjusts = f"adjusted: for what each {dataset.names.unit} had brought before any of these decisions"
     steps = f"{compared} of {len(weight)} {dataset.names.step}s: those with both rules, each by its number of decisions"
+    below = [*notes, *([adjusts] if spread is not None else []), *([steps] if len(weight) > 1 else [])]
     is_charged = not torch.equal(kinds[NET], kinds[dataset.names.reward])
     judged = [dataset.names.reward, NET] if is_charged else [dataset.names.reward]
-    said = [verdict(rules, kind, rows[less(rules)]) for kind in judged]
+    said = [verdict(rules, kind, judged_row) for kind in judged]
     return Report(
         title=f"what each rule's decisions brought, a decision; {level:.0%} intervals over {dataset.names.unit}s",
-        caption="\n".join([*said, *notes, *([steps] if len(weight) > 1 else [])]),
+        caption="\n".join([*said, told_apart(judged_row, NET), *below]),
         rows=rows,
         columns=columns,
         last=None,
@@ -79,6 +78,69 @@ def compare_rules(dataset: LoggedDataset, rules: list[str], level: float, notes:
         judged=NET,
         what="rule",
     )
+
+
+def rows_of(
+    rules: list[str],
+    kinds: dict[str, Tensor],
+    decided: list[Tensor],
+    unit: Tensor,
+    step: Tensor,
+    weight: Tensor,
+    level: float,
+    spread: Tensor | None,
+) -> dict[str, dict[str, Any]]:
+    """Return a row of estimates for each rule, for their difference, and for the difference adjusted by a spread."""
+    rows: dict[str, dict[str, Any]] = {
+        rule: {"decisions": int(by_rule.sum()), "units": len(torch.unique(unit[by_rule]))}
+        for rule, by_rule in zip(rules, decided)
+    }
+    differences = {less(rules): None}
+    if spread is not None:
+        differences[f"{less(rules)}, adjusted"] = spread
+    for kind, x in kinds.items():
+        means = [standardized_mean(x, by_rule, unit, step, weight) for by_rule in decided]
+        for rule, mean in zip(rules, means):
+            put(rows[rule], kind, mean_estimate(mean, level))
+        for name, by in differences.items():
+            if by is not None:
+                x = adjusted(x.double(), by, decided, step)
+                means = [standardized_mean(x, by_rule, unit, step, weight) for by_rule in decided]
+            row = rows.setdefault(name, {"decisions": None, "units": None})
+            put(row, kind, difference(means[0], means[1], level))
+    return rows
+
+
+def spread_within(before: Tensor, decided: list[Tensor], step: Tensor) -> Tensor | None:
+    """Return `before` [N] less its mean over the decisions of both rules, 0 where unknown; None where all are alike."""
+    compared = torch.stack(decided).any(0)
+    known = compared & ~before.isnan()
+    if not known.any():
+        return None
+    centred = torch.where(before.isnan(), 0.0, before.double() - before[known].double().mean())
+    varies = any((less_cell_means(centred, by_rule, step) != 0).any() for by_rule in decided)
+    return centred if varies else None
+
+
+def adjusted(x: Tensor, spread: Tensor, decided: list[Tensor], step: Tensor) -> Tensor:
+    """Return x [N] − β·spread, β by regression within the rules' steps (CUPED: Deng, Xu, Kohavi & Walker 2013).
+
+    What units brought before is alike in both rules but by chance, so the difference keeps its mean and loses the part
+    of its variance that lasting differences between units make. That β is estimated costs little with many units.
+    """
+    products, squares = x.new_zeros(()), x.new_zeros(())
+    for by_rule in decided:
+        within = less_cell_means(spread, by_rule, step)
+        products += (within * x[by_rule]).sum()
+        squares += within.square().sum()
+    return x - products / squares * spread
+
+
+def less_cell_means(x: Tensor, by_rule: Tensor, step: Tensor) -> Tensor:
+    """Return a rule's x [n], each less the mean of the rule's decisions in the same step."""
+    x, step = x[by_rule], step[by_rule]
+    total = x.new_zeros(int(step.amax()) + 1).index_add_(0, step, x)
+    return x - (total / step.bincount().clamp_min(1))[step]
 
 
 def format_number(kind: str, row: dict[str, Any]) -> str:
@@ -117,6 +179,12 @@ def weights_of_steps(step: Tensor, decided: list[Tensor], unit: Tensor) -> Tenso
         weight += step[by_rule].bincount(minlength=steps)
     weight = weight * has_all
     return weight / weight.sum().clamp_min(1)
+
+
+def told_apart(row: dict[str, Any], kind: str) -> str:
+    """Say how small a difference the data can tell from 0."""
+    low, high = row[f"{kind}_ci"]
+    return f"a difference of {(high - low) / 2:.3g} can be told from 0; one of half this size with four times the data"
 
 
 def put(row: dict[str, Any], kind: str, found: Estimate) -> None:

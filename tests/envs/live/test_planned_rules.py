@@ -66,7 +66,7 @@ def test_whom_an_arm_drives_away_brings_nothing_and_is_not_forgotten(tmp_path):
         there = {name: int(arm[k]) for k, name in enumerate(ids) if made.is_present(week)[k]}
         write_plan(tmp_path, week, there)
     found = assigned_weeks(made, CALENDAR, CATALOGUE, ["rl", "bau"], tmp_path)
-    report = compare_rules(found.decisions, ["rl", "bau"], 0.95, found.notes)
+    report = compare_rules(found.decisions, ["rl", "bau"], 0.95, found.before, found.notes)
     rows, assigned = report.rows, int((arm == RL).sum())
     stayed = assigned - len(gone)
     assert rows["rl"]["units"] == assigned and rows["rl"]["decisions"] == 12 * assigned
@@ -133,3 +133,18 @@ def test_plans_of_another_log_are_refused(tmp_path):
     write_plan(tmp_path, 9, {"x": RL})
     refused("expected plans of weeks and customers that are in the log, got none")
     refused("rules: expected two of holdout, random, bau, rl, got 'ours'", rules=("rl", "ours"))
+
+
+def test_what_a_customer_brought_before_its_first_plan(tmp_path):
+    made = log("wxyz", 5)
+    made.margin[:] = np.arange(5)[:, None] + 10 * np.arange(4)
+    made.first[2] = 2  # came with the first plan
+    made.first[3] = 1
+    made.margin[:2, 2], made.margin[0, 3] = 0.0, 0.0
+    write_plan(tmp_path, 2, {"w": RL, "y": BAU, "z": BAU})
+    write_plan(tmp_path, 3, {"w": RL, "x": RL, "y": BAU, "z": BAU})
+    found = assigned_weeks(made, CALENDAR, CATALOGUE, ["rl", "bau"], tmp_path)
+    names = found.decisions.names_of_units(found.decisions.unit)
+    before = dict(zip(names, found.before.tolist()))
+    assert before["w"] == 0.5 and before["x"] == 11.0 and before["z"] == 31.0  # weeks 0–1, 0–2, 1
+    assert np.isnan(before["y"])

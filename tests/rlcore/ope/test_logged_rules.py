@@ -121,3 +121,47 @@ def test_what_is_no_comparison_is_refused(rules, message):
     unit = torch.arange(6)
     with pytest.raises(ValueError, match=message):
         compare_rules(log(unit, unit % 2, torch.ones(6)), rules, 0.95)
+
+
+def of_two_rules(seed, *, effect, correlation, units=400, steps=3):
+    """Units of two rules; what a unit brings a step is related to what it brought before, with this correlation."""
+    generator = torch.Generator().manual_seed(seed)
+    before, noise = torch.randn(2, units, generator=generator, dtype=torch.float64)
+    of_unit = 2 * (correlation * before + (1 - correlation**2) ** 0.5 * noise)
+    unit, step = torch.arange(units).repeat(steps), torch.arange(steps).repeat_interleave(units)
+    policy = (torch.rand(units, generator=generator) < 0.3).long()[unit]
+    reward = of_unit[unit] + step + effect * policy
+    dataset = replace(log(unit, policy, reward.float()), step=step, cost=torch.zeros(len(unit)))
+    return dataset, before[unit]
+
+
+def test_the_adjusted_difference_is_that_of_a_regression_on_what_units_brought_before():
+    dataset, before = of_two_rules(0, effect=0.3, correlation=0.9)
+    before[dataset.unit == 5] = torch.nan  # a unit that was not there before counts as an average one
+    found = compare_rules(dataset, ["b", "a"], 0.95, before)
+    row, plain = found.rows["b less a, adjusted"], found.rows["b less a"]
+    filled = torch.where(before.isnan(), before.nanmean(), before)
+    columns = torch.stack([torch.ones(1200), dataset.policy, dataset.step == 1, dataset.step == 2], 1).double()
+    reference = torch.linalg.lstsq(torch.cat((columns, filled[:, None]), 1), dataset.reward.double()).solution[1]
+    assert row["reward"] == pytest.approx(reference.item(), abs=0.01)
+    low, high = row["reward_ci"]
+    wide = plain["reward_ci"][1] - plain["reward_ci"][0]
+    assert low < 0.3 < high and high - low == pytest.approx(wide * (1 - 0.9**2) ** 0.5, rel=0.1)
+    assert f"({row['reward']:+.4g}" in found.extra["verdicts"][0]
+
+
+def test_intervals_of_the_adjusted_difference_hold():
+    held = 0
+    for seed in range(200):
+        dataset, before = of_two_rules(seed, effect=0.1, correlation=0.8, units=60)
+        low, high = compare_rules(dataset, ["b", "a"], 0.95, before).rows["b less a, adjusted"]["reward_ci"]
+        held += low < 0.1 < high
+    assert 183 <= held <= 197  # 190 ± 2.3 standard errors
+
+
+def test_nothing_is_adjusted_where_units_were_alike_before():
+    dataset, before = of_two_rules(0, effect=0.3, correlation=0.5)
+    for unknown in (torch.zeros_like(before), torch.full_like(before, torch.nan)):
+        found = compare_rules(dataset, ["b", "a"], 0.95, unknown)
+        assert list(found.rows) == ["b", "a", "b less a"]
+        assert found.rows == compare_rules(dataset, ["b", "a"], 0.95).rows

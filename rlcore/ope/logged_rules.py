@@ -69,7 +69,7 @@ def compare_rules(
     said = [verdict(rules, kind, judged_row) for kind in judged]
     return Report(
         title=f"what each rule's decisions brought, a decision; {level:.0%} intervals over {dataset.names.unit}s",
-        caption="\n".join([*said, told_apart(judged_row, NET), *below]),
+        caption="\n".join([*said, told_apart(judged_row, NET, dataset.names.unit), *below]),
         rows=rows,
         columns=columns,
         last=None,
@@ -95,7 +95,7 @@ def rows_of(
         rule: {"decisions": int(by_rule.sum()), "units": len(torch.unique(unit[by_rule]))}
         for rule, by_rule in zip(rules, decided)
     }
-    differences = {less(rules): None}
+    differences: dict[str, Tensor | None] = {less(rules): None}
     if spread is not None:
         differences[f"{less(rules)}, adjusted"] = spread
     for kind, x in kinds.items():
@@ -181,10 +181,11 @@ def weights_of_steps(step: Tensor, decided: list[Tensor], unit: Tensor) -> Tenso
     return weight / weight.sum().clamp_min(1)
 
 
-def told_apart(row: dict[str, Any], kind: str) -> str:
+def told_apart(row: dict[str, Any], kind: str, unit: str) -> str:
     """Say how small a difference the data can tell from 0."""
     low, high = row[f"{kind}_ci"]
-    return f"a difference of {(high - low) / 2:.3g} can be told from 0; one of half this size with four times the data"
+    half_width = (high - low) / 2
+    return f"a difference of {half_width:.3g} can be told from 0, and half of it with four times the {unit}s"
 
 
 def put(row: dict[str, Any], kind: str, found: Estimate) -> None:

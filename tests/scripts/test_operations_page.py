@@ -112,6 +112,20 @@ def test_the_script_finds_the_week_of_a_day(today, week, monday, sunday):
 
 
 @on_linux
+@pytest.mark.parametrize("handed_over", [True, False])
+def test_the_alarm_mails_where_no_plan_was_handed_over(tmp_path, handed_over):
+    (line,) = re.findall(r"^0 12 \* \* 1 +(.*)$", (ROOT / "docs/operations.md").read_text(), re.MULTILINE)
+    (tmp_path / "sent").mkdir()
+    (tmp_path / "sent" / "week=47.csv").touch()
+    if handed_over:
+        (tmp_path / "sent" / "week=48.csv").touch()
+    clock = f'date() {{ if [ "$*" = +%F ]; then echo {MONDAY}; else command date "$@"; fi; }}\n'
+    command = line.replace(r"\%", "%").replace("/srv/crm-rl", str(tmp_path))  # cron takes a bare % for a new line
+    done = subprocess.run(["bash", "-c", clock + command], capture_output=True, text=True)
+    assert done.stderr == "" and done.stdout == ("" if handed_over else "week 48: no plan was handed over\n")
+
+
+@on_linux
 @pytest.mark.parametrize("ends", ["exit 137", "return 1"])  # killed, or a full disk
 @pytest.mark.parametrize("last", ["plan/week=48.parquet", "plan/week=48.csv"])
 def test_a_hand_over_that_was_cut_short_leaves_only_whole_files_and_is_run_again(tmp_path, last, ends):

@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from email_rl.data.mails import OUTCOMES
-from email_rl.models.hf_io import FromFolder, FromHub, FromPackage
+from email_rl.models.hf_io import FromFolder, FromHub, FromPackage, errors_only
 
 LONGEST = 200  # mails by characters, among which the longest by tokens is looked for
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -120,7 +120,8 @@ class PretrainedEncoder(EncoderFineTuning):
 def read_classifier(name: str, max_length: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Read network and tokenizer by a hub name or folder."""
     tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    network = AutoModelForSequenceClassification.from_pretrained(name, trust_remote_code=False, **LABELS)
+    with errors_only():  # that a new head has no weights in the file is no news
+        network = AutoModelForSequenceClassification.from_pretrained(name, trust_remote_code=False, **LABELS)
     # Some encoders count positions from the number of the padding token (RoBERTa).
     settings = network.config.to_dict()
     positions = settings.get("max_position_embeddings") or max_length

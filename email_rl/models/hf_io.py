@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from logging import getLogger
@@ -26,6 +27,19 @@ from transformers.utils import logging
 
 logging.disable_progress_bar()  # for reading and writing weights: the run has its own progress line
 T = TypeVar("T")
+
+
+@contextmanager
+def errors_only() -> Iterator[None]:
+    """Silence what transformers says below an error."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
 AutoClass = type[AutoModelForCausalLM] | type[AutoModelForSequenceClassification]
 
 

@@ -36,28 +36,40 @@ def assigned_weeks(
 ) -> AssignedWeeks:
     """Return the planned weeks of a log's customers, from each customer's first plan on, as decisions of two arms.
 
-    `folder` has the plans. Weeks after a customer left bring 0. Customers who changed the arm within the weeks that
-    have both `rules` are left out. Raises ValueError where there is no plan, where a rule is no arm, and where no plan
-    is of a week and a customer of the log.
+    `folder` has the plans. Weeks after a customer left bring 0. Customers whose arm differs between the plans of weeks
+    that have both `rules` are left out, also those who came after the change: else old and new customers would have
+    other shares of the arms. Raises ValueError where there is no plan, where a rule is no arm, where no plan is of a
+    week and a customer of the log, and where the log knows purchases of sends alone.
     """
     for rule in rules:
         if rule not in ARMS:
             raise ValueError(f"rules: expected two of {', '.join(ARMS)}, got '{rule}'")
-    arm, unknown = planned_arms(log, Path(folder))
+    if calendar.purchases_to is None and not log.bought[log.offer == 0].any():
+        raise ValueError(
+            "rules: the log knows purchases of sends alone, so that the arm which sends more would bring more: "
+            "expected a log with purchases of all customers (sends.purchases)"
+        )
+    arm, lot, unknown = planned_arms(log, Path(folder))
     if not (arm >= 0).any():
         raise ValueError(f"{folder}: expected plans of weeks and customers that are in the log, got none")
     number = [ARMS.index(rule) for rule in rules]
-    compared = arm[[all((week == k).sum() > 1 for k in number) for week in arm]]
-    greatest, least = compared.max(0, initial=-1), np.where(compared < 0, len(ARMS), compared).min(0, initial=len(ARMS))
-    moved = (greatest > least) & np.isin(compared, number).any(0)
+    has_both = np.array([all((week == k).sum() > 1 for k in number) for week in arm])
+    moved = changes(arm[has_both]) | changes(lot[has_both])
+    is_in_test = np.isin(arm[has_both], number).any(0)
     arm[:, moved] = -1
     notes = [left_of(rule, (arm == k).any(0), log) for rule, k in zip(rules, number)]
-    if moved.any():
-        notes.append(f"{int(moved.sum()):,} customers changed the arm: left out")
+    if (moved & is_in_test).any():
+        notes.append(f"{int((moved & is_in_test).sum()):,} customers are of two arms in these plans: left out")
     if unknown:
         notes.append(f"{unknown:,} customers of the plans are in no week of the log: left out")
     decisions = decisions_of(log, calendar, catalogue, arm)
     return AssignedWeeks(decisions, margin_before(log, arm)[decisions.unit], notes)
+
+
+def changes(arm: np.ndarray) -> np.ndarray:
+    """Tell whose arm is not the same in all weeks that it is known of, bool [N]; arm int8 [W, N], −1: not known."""
+    known = np.where(arm < 0, len(ARMS), arm)
+    return arm.max(0, initial=-1) > known.min(0, initial=len(ARMS))
 
 
 def margin_before(log: CustomerWeeks, arm: np.ndarray) -> torch.Tensor:
@@ -77,17 +89,21 @@ def left_of(rule: str, in_arm: np.ndarray, log: CustomerWeeks) -> str:
     return f"{rule}: {left:,} of {int(in_arm.sum()):,} customers left, and bring 0 from then on"
 
 
-def planned_arms(log: CustomerWeeks, folder: Path) -> tuple[np.ndarray, int]:
-    """Return each customer's arm in the weeks that have a plan, int8 [W, N], and how many customers the log lacks.
+def planned_arms(log: CustomerWeeks, folder: Path) -> tuple[np.ndarray, np.ndarray, int]:
+    """Return each customer's arm in the weeks that have a plan, and the arm by its lot alone, int8 [W, N] each.
 
-    −1: no plan of the week, or none of the customer so far, or the customer was not in the log yet. A customer whom a
-    plan lacks after an earlier one, having left, is in the arm that the plan would have drawn.
+    −1: no plan of the week; in the first array also: none of the customer so far, or the customer was not in the log
+    yet. A customer whom a plan lacks after an earlier one, having left, is in the arm that the plan would have drawn.
+    The lot's arm is everybody's, and none is held out by contact rules in it. The last result is how many customers of
+    the plans the log lacks.
     """
     paths = {read_facts(path)["week"]: path for path in plans_in(folder)}
     if not paths:
         raise ValueError(f"plans: expected a folder of plans, week=….parquet with its .csv, got {folder}")
     place = {name: k for k, name in enumerate(log.ids)}
     arm = np.full((log.weeks, len(log.ids)), -1, dtype=np.int8)
+    lot = arm.copy()
+    nobody = np.zeros(len(log.ids), dtype=bool)
     latest = np.full(len(log.ids), -1, dtype=np.int8)
     unknown: set[str] = set()
     for week in sorted(week for week in paths if week < log.weeks):
@@ -96,11 +112,12 @@ def planned_arms(log: CustomerWeeks, folder: Path) -> tuple[np.ndarray, int]:
         unknown.update(x for x in ids if x not in place)
         row = np.array([place.get(x, -1) for x in ids], dtype=np.int64)
         given = np.array([ARMS.index(x) for x in names], dtype=np.int8)
-        drawn = Arms(*read_facts(paths[week])["shares"]).of(log.ids, latest == HOLDOUT).astype(np.int8)
-        latest = np.where(latest >= 0, drawn, -1)
+        arms = Arms(*read_facts(paths[week])["shares"])
+        lot[week] = arms.of(log.ids, nobody)
+        latest = np.where(latest >= 0, arms.of(log.ids, latest == HOLDOUT).astype(np.int8), -1)
         latest[row[row >= 0]] = given[row >= 0]
         arm[week] = np.where(log.first <= week, latest, -1)
-    return arm, len(unknown)
+    return arm, lot, len(unknown)
 
 
 def decisions_of(log: CustomerWeeks, calendar: Calendar, catalogue: Catalogue, arm: np.ndarray) -> LoggedDataset:

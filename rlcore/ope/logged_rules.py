@@ -14,10 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlcore.offline.logged_dataset import LoggedDataset
+from rlcore.offline.logged_dataset import ColumnNames, LoggedDataset
 from rlcore.ope.evaluator import NET
+from rlcore.ope.intervals import normal_quantile
 from rlcore.runs.report import Report
-from rlcore.uplift.mean_differences import Estimate, difference, mean_estimate, standardized_mean
+from rlcore.uplift.mean_differences import Estimate, difference, group_mean, mean_estimate, standardized_mean
+
+FEW = 30  # units of a rule below which its interval is not to be trusted
 
 
 def less(rules: list[str]) -> str:
@@ -61,15 +64,20 @@ def compare_rules(
         columns[kind] = partial(format_number, kind)
         columns[f"{kind}: from, to"] = partial(format_interval, kind)
     compared = int((weight > 0).sum())
-    adjusts = f"adjusted: for what each {dataset.names.unit} had brought before any of these decisions"
+    few = [
+        f"{rule} has {rows[rule]['units']} {dataset.names.unit}s, fewer than {FEW}: its intervals are not to be trusted"
+        for rule in rules
+        if rows[rule]["units"] < FEW
+    ]
+    alike = [] if before is None or spread is None else [balance(before, decided, unit, rules, dataset.names, level)]
     steps = f"{compared} of {len(weight)} {dataset.names.step}s: those with both rules, each by its number of decisions"
-    below = [*notes, *([adjusts] if spread is not None else []), *([steps] if len(weight) > 1 else [])]
+    below = [*few, *notes, *alike, *([steps] if len(weight) > 1 else [])]
     is_charged = not torch.equal(kinds[NET], kinds[dataset.names.reward])
     judged = [dataset.names.reward, NET] if is_charged else [dataset.names.reward]
     said = [verdict(rules, kind, judged_row) for kind in judged]
     return Report(
         title=f"what each rule's decisions brought, a decision; {level:.0%} intervals over {dataset.names.unit}s",
-        caption="\n".join([*said, told_apart(judged_row, NET, dataset.names.unit), *below]),
+        caption="\n".join([*said, power(judged_row, NET, dataset.names.unit, level), *below]),
         rows=rows,
         columns=columns,
         last=None,
@@ -123,17 +131,18 @@ def spread_within(before: Tensor, decided: list[Tensor], step: Tensor) -> Tensor
 
 
 def adjusted(x: Tensor, spread: Tensor, decided: list[Tensor], step: Tensor) -> Tensor:
-    """Return x [N] − β·spread, β by regression within the rules' steps (CUPED: Deng, Xu, Kohavi & Walker 2013).
+    """Return x [N] − β·spread, β by a regression of each rule's own within its steps (CUPED with Lin 2013's slopes).
 
     What units brought before is alike in both rules but by chance, so the difference keeps its mean and loses the part
-    of its variance that lasting differences between units make. That β is estimated costs little with many units.
+    of its variance that lasting differences between units make (Deng, Xu, Kohavi & Walker 2013). With a slope a rule,
+    rules of unequal size lose it too. That slopes are estimated costs little with many units.
     """
-    products, squares = x.new_zeros(()), x.new_zeros(())
+    result = x.clone()
     for by_rule in decided:
         within = less_cell_means(spread, by_rule, step)
-        products += (within * x[by_rule]).sum()
-        squares += within.square().sum()
-    return x - products / squares * spread
+        slope = (within * x[by_rule]).sum() / within.square().sum().clamp_min(torch.finfo(x.dtype).tiny)
+        result[by_rule] = x[by_rule] - slope * spread[by_rule]
+    return result
 
 
 def less_cell_means(x: Tensor, by_rule: Tensor, step: Tensor) -> Tensor:
@@ -181,11 +190,22 @@ def weights_of_steps(step: Tensor, decided: list[Tensor], unit: Tensor) -> Tenso
     return weight / weight.sum().clamp_min(1)
 
 
-def told_apart(row: dict[str, Any], kind: str, unit: str) -> str:
-    """Say how small a difference the data can tell from 0."""
+def power(row: dict[str, Any], kind: str, unit: str, level: float) -> str:
+    """Say how large a true difference must be for 80 of 100 such tests to tell it from 0: (z_level + z_.8) · error."""
     low, high = row[f"{kind}_ci"]
-    half_width = (high - low) / 2
-    return f"a difference of {half_width:.3g} can be told from 0, and half of it with four times the {unit}s"
+    z, z_80 = normal_quantile(level), normal_quantile(0.6)
+    found = (high - low) / 2 * (z + z_80) / z
+    return f"80 of 100 such tests would find a difference of {found:.3g}, and half of it with four times the {unit}s"
+
+
+def balance(
+    before: Tensor, decided: list[Tensor], unit: Tensor, rules: list[str], names: ColumnNames, level: float
+) -> str:
+    """Say whether the rules' units were alike before: a small p tells that the rules were not given them at random."""
+    means = [group_mean(before, by_rule & ~before.isnan(), unit) for by_rule in decided]
+    p = difference(means[0], means[1], level).p
+    brought = " and ".join(f"{rule} {mean.value:.4g}" for rule, mean in zip(rules, means))
+    return f"before any of these decisions a {names.unit} brought a {names.step}: {brought} (p = {p:.2g})"
 
 
 def put(row: dict[str, Any], kind: str, found: Estimate) -> None:

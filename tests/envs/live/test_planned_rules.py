@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -107,13 +108,44 @@ def test_who_left_counts_in_the_arm_that_a_later_plan_would_have_drawn_and_who_m
         write_plan(tmp_path, week, {ids[k]: int(arm[k]) for k in np.flatnonzero(made.is_present(week))}, shares)
     found = assigned_weeks(made, CALENDAR, CATALOGUE, ["rl", "bau"], tmp_path)
     moved = HALF.moves(fewer, ids)
-    assert f"{moved:,} customers changed the arm: left out" in found.notes
+    assert f"{moved:,} customers are of two arms in these plans: left out" in found.notes
     report = compare_rules(found.decisions, ["rl", "bau"], 0.95)
     for rule, k in (("rl", RL), ("bau", BAU)):
         always = (HALF.of(ids, nobody) == k) & (fewer.of(ids, nobody) == k)
         assert report.rows[rule]["units"] == always.sum()
         kept = 1 - leavers[always].mean()
         assert report.rows[rule]["profit"] == pytest.approx(1.25 * (1 + 3 * kept) / 4, rel=1e-6)
+
+
+def test_a_share_that_changes_gives_new_customers_no_other_arms_than_old_ones(tmp_path):
+    """bau grows from a tenth to a half; new customers, who bring half as much, come after the change."""
+    ids = [f"K{k}" for k in range(6000)]
+    made = log(ids, 4)
+    is_new = np.arange(6000) >= 3000
+    made.first[is_new] = 2
+    made.bought[:, is_new], made.margin[:, is_new] = False, 0.5
+    made.margin[:2, is_new] = 0.0
+    tenth = Arms(3, 0.05, 0.01, 0.1)
+    nobody = np.zeros(6000, dtype=bool)
+    for week, shares in enumerate((tenth, tenth, HALF, HALF)):
+        arm = shares.of(ids, nobody)
+        there = np.flatnonzero(made.is_present(week))
+        write_plan(tmp_path, week, {ids[k]: int(arm[k]) for k in there}, shares)
+    found = assigned_weeks(made, CALENDAR, CATALOGUE, ["rl", "bau"], tmp_path)
+    share_of_new = [
+        is_new[np.unique(found.decisions.unit[found.decisions.policy == k].numpy())].mean() for k in (RL, BAU)
+    ]
+    assert share_of_new[0] == pytest.approx(share_of_new[1], abs=0.06)  # without the rule: .36 and .83
+    (low, high) = compare_rules(found.decisions, ["rl", "bau"], 0.95).rows["rl less bau"]["profit_ci"]
+    assert low < 0 < high
+
+
+def test_purchases_that_are_known_of_sends_alone_compare_no_arms(tmp_path):
+    made = log("wxyz", 4)
+    made.bought[:] = False
+    write_plan(tmp_path, 2, {"w": RL, "x": RL, "y": BAU, "z": BAU})
+    with pytest.raises(ValueError, match="purchases of sends alone"):
+        assigned_weeks(made, replace(CALENDAR, purchases_to=None), CATALOGUE, ["rl", "bau"], tmp_path)
 
 
 def test_a_plan_that_was_not_handed_over_counts_nowhere(tmp_path):

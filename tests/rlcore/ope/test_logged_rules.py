@@ -165,3 +165,27 @@ def test_nothing_is_adjusted_where_units_were_alike_before():
         found = compare_rules(dataset, ["b", "a"], 0.95, unknown)
         assert list(found.rows) == ["b", "a", "b less a"]
         assert found.rows == compare_rules(dataset, ["b", "a"], 0.95).rows
+
+
+def test_rules_of_unequal_size_and_slope_lose_the_whole_spread_of_before():
+    """One slope for both rules would leave a part of it to the smaller one (Freedman 2008)."""
+    generator = torch.Generator().manual_seed(0)
+    before, noise = torch.randn(2, 4000, generator=generator, dtype=torch.float64)
+    policy = (torch.arange(4000) % 20 == 0).long()  # a twentieth
+    reward = torch.where(policy == 1, 0.2, 1.0) * 3 * before + 0.5 * noise
+    dataset = replace(log(torch.arange(4000), policy, reward.float()), cost=torch.zeros(4000))
+    low, high = compare_rules(dataset, ["b", "a"], 0.95, before).rows["b less a, adjusted"]["reward_ci"]
+    error = 0.5 * (1 / 200 + 1 / 3800) ** 0.5
+    assert low < 0 < high and high - low == pytest.approx(2 * 1.97 * error, rel=0.1)
+
+
+def test_power_is_that_of_the_normal_approximation_and_small_or_unlike_rules_are_named():
+    dataset, before = of_two_rules(3, effect=0.0, correlation=0.5, units=60)
+    found = compare_rules(dataset, ["b", "a"], 0.95, before)
+    low, high = found.rows["b less a, adjusted"]["net_ci"]
+    said = f"80 of 100 such tests would find a difference of {1.4296 * (high - low) / 2:.3g}"
+    assert said in found.caption and "fewer than 30" in found.caption
+    unlike = before + 2 * dataset.policy
+    assert "(p = " in found.caption and float(found.caption.split("(p = ")[1].split(")")[0]) > 0.05
+    shifted = compare_rules(dataset, ["b", "a"], 0.95, unlike).caption
+    assert float(shifted.split("(p = ")[1].split(")")[0]) < 1e-6

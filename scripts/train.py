@@ -42,6 +42,7 @@ from scripts.shared.results import make_logger, publish
 from scripts.shared.seen_data import earlier_stages, find_origin, logs_behind, own_stage
 from scripts.shared.stopping import exit_stopped, interrupts
 from scripts.shared.stored_runs import fitting
+from scripts.shared.warm_start import load_start
 
 # for all processes but the first
 SILENT = ("hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=disabled")
@@ -142,10 +143,11 @@ def train(cfg: DictConfig, directory: Path) -> FinishedRun | None:
 def prepare(cfg: DictConfig, name: str, directory: Path, device: torch.device) -> Run:
     """Build the algorithm of a run, what judges it, and its logger."""
     state = load_resumed(cfg)
+    start = load_start(cfg.init, name, to_dict(cfg, resolve=True)) if cfg.init and not state else None
     own = own_stage(cfg)
     origin = find_origin(cfg, name, state, own["data"])
     earlier = earlier_stages(cfg, state, origin)
-    algorithm = build(cfg, name, device, state, origin, earlier)
+    algorithm = build(cfg, name, device, state, start, origin, earlier)
     continuation = Continuation.of(origin, algorithm, cfg) if origin else None
     evaluator = algorithm.make_evaluator()
     return Run(
@@ -157,7 +159,7 @@ def prepare(cfg: DictConfig, name: str, directory: Path, device: torch.device) -
         continuation=continuation,
         beside={
             "seen": [*earlier, own],
-            "logs": logs_behind(cfg, [*earlier, own]),
+            "logs": logs_behind(cfg, [*earlier, own], state or start),
             "before": origin and origin._asdict(),
         },
         logger=open_logger(cfg, directory, algorithm, evaluator, None if origin and origin.begins else state),

@@ -17,7 +17,7 @@ from rlcore.runs import checkpoint
 from scripts.shared.cli import to_dict
 from scripts.shared.seen_data import Origin, with_old
 from scripts.shared.stored_runs import algorithm_class, check_fit, fitting
-from scripts.shared.warm_start import check_inputs, check_start, load_start
+from scripts.shared.warm_start import check_inputs, check_start
 
 
 def load_resumed(cfg: DictConfig) -> dict | None:
@@ -43,10 +43,11 @@ def build(
     name: str,
     device: torch.device,
     state: dict | None,
+    start: dict | None,
     origin: Origin | None,
     earlier: list[dict[str, Any]],
 ) -> Algorithm:
-    """Build environment and algorithm, and restore the `state` to resume from, where there is one.
+    """Build environment and algorithm, and restore the `state` to resume from or the `start` of a new training, if any.
 
     With an `origin` the algorithm goes on with new data. `earlier` are the stages whose logs it learns from, too.
     """
@@ -55,7 +56,6 @@ def build(
         raise ValueError(f"algo={name}: can't be trained by several processes, expected algo=ppo or ppo_kl")
     env = build_part(make_env, device, cfg.seed)
     check_fit(make_algorithm, env)
-    start = load_start(cfg.init, name, to_dict(cfg, resolve=True)) if cfg.init and not state else None
     if restored := state or start:
         with fitting(cfg.resume or cfg.init):
             env.load_fitted(restored["agent"].get("env"))

@@ -24,8 +24,8 @@ from scripts.shared.stored_runs import algorithm_class, fitting
 
 FILES = ("log", "env.population.path", "env.population.base.path", "env.twin")  # keys of the files learned from
 
-# keys of checkpoints that a run comes from; a population's path may be that of a twin
-PARENTS = ("resume", "init", "env.twin", "env.population.path", "algo.teacher.checkpoint")
+# keys of checkpoints that a run learns from; a population's path may be that of a twin
+PARENTS = ("env.twin", "env.population.path", "algo.teacher.checkpoint")
 
 BLOCK = 1 << 20  # bytes of a file that are read at once
 
@@ -116,12 +116,14 @@ def earlier_stages(cfg: DictConfig, state: dict | None, origin: Origin | None) -
     return stages
 
 
-def logs_behind(cfg: DictConfig, stages: list[dict[str, Any]]) -> list[str]:
+def logs_behind(cfg: DictConfig, stages: list[dict[str, Any]], restored: dict[str, Any] | None) -> list[str]:
     """Return the SHA-256 of every log that a run learns from, itself or by the checkpoints that it comes from.
 
-    `stages` are all stages of the run, its own last.
+    `stages` are all stages of the run, its own last. `restored` is the checkpoint that the training goes on from or
+    starts from, if any.
     """
     found = {stage["data"]["log"]["sha256"] for stage in stages if "log" in stage["data"]}
+    found.update((restored or {}).get("logs", ()))
     for key in PARENTS:
         path = OmegaConf.select(cfg, key)
         if isinstance(path, str) and zipfile.is_zipfile(path):  # as a checkpoint is, and no table of customers

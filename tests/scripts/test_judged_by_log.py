@@ -100,17 +100,18 @@ def test_a_policy_valued_on_what_it_learned_from_is_said_to_be(monkeypatch, tmp_
     for name, text in (("x.csv", "a"), ("moved.csv", "a"), ("y.csv", "b")):
         (tmp_path / name).write_text(text)
 
-    def after(stage, parents):
+    def after(stage, parents, start=None):
         """Save a checkpoint of a run that learned from a log, or came from other checkpoints; return its path."""
         cfg = OmegaConf.create(parents)
-        logs = logs_behind(cfg, [{"data": files_of(OmegaConf.create({"log": stage}))}])
+        logs = logs_behind(cfg, [{"data": files_of(OmegaConf.create({"log": stage}))}], start)
         path = tmp_path / f"{len(list(tmp_path.iterdir()))}.pt"
         parts = {"name": "cql", "agent": {}, "config": {}, "logger": {}}
         checkpoint.save(path, {**parts, "logs": logs})
         return str(path)
 
     first = after(str(tmp_path / learned), {})
-    teacher = after(None, {"init": first, "env": {"population": {"path": str(tmp_path / "y.csv")}}})
+    teacher = after(None, {"env": {"population": {"path": str(tmp_path / "y.csv")}}}, checkpoint.load(first))
+    assert logs_behind(OmegaConf.create({"resume": first, "init": first}), [], None) == []  # neither was restored
     last = checkpoint.load(after(None, {"algo": {"teacher": {"checkpoint": teacher}}}))
     found = Trained(Sided(sides), "agent", "cql", OmegaConf.create({}), {}, last["logs"])
     path = str(tmp_path / "x.csv")

@@ -50,12 +50,15 @@ def save(path, name, cfg, algorithm):
 @pytest.mark.parametrize("name", LEARNERS)
 def test_a_training_starts_from_the_policy_of_another(name, tmp_path):
     cfg = config(name)
-    old = moved(build(cfg, name, CPU, None, None, []))
+    old = moved(build(cfg, name, CPU, None, None, None, []))
     if name == "ppo_expected":
         old.policy.load_state_dict(old.network.state_dict())
     save(tmp_path / "old.pt", name, cfg, old)
-    new = build(config(name, f"init={tmp_path / 'old.pt'}", "seed=5"), name, CPU, None, None, [])
-    fresh = build(config(name, "seed=5"), name, CPU, None, None, [])
+    path = str(tmp_path / "old.pt")
+    later = config(name, f"init={path}", "seed=5")
+    start = load_start(path, name, to_dict(later, resolve=True))
+    new = build(later, name, CPU, None, start, None, [])
+    fresh = build(config(name, "seed=5"), name, CPU, None, None, None, [])
     assert torch.equal(weights(new), weights(old)) and not torch.equal(weights(new), weights(fresh))
     assert new.iteration == 0 and torch.equal(new.generator.get_state(), fresh.generator.get_state())
     obs, mask = new.env.reset()
@@ -66,7 +69,7 @@ def test_a_training_starts_from_the_policy_of_another(name, tmp_path):
 
 def test_what_does_not_fit_is_named(tmp_path):
     cfg, path = config("ppo"), str(tmp_path / "old.pt")
-    old = build(cfg, "ppo", CPU, None, None, [])
+    old = build(cfg, "ppo", CPU, None, None, None, [])
     save(path, "ppo", cfg, old)
 
     def loaded(name, *more):
@@ -86,6 +89,6 @@ def test_what_does_not_fit_is_named(tmp_path):
     with pytest.raises(ValueError, match="other actions: only here 'channels drone'"):
         loaded("ppo", drone)
     state = loaded("ppo", "env/observation=history")
-    other = build(config("ppo", "env/observation=history"), "ppo", CPU, None, None, [])
+    other = build(config("ppo", "env/observation=history"), "ppo", CPU, None, None, None, [])
     with pytest.raises(ValueError, match=r"sees other columns: only there 'P\(habit 0\)'.* and .* more; only here '"):
         check_inputs(path, state, other)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
@@ -60,11 +60,43 @@ class Trained(NamedTuple):
     """
 
     env: Any  # a VectorEnv, or e-mails
-    agent: Algorithm
+    agent: Any  # an Algorithm
     name: str
-    config: DictConfig
+    config: Any  # nested, of dicts or a DictConfig
     logger: dict
     logs: list[str]
+
+
+def load_whole(path: str) -> dict[str, Any]:
+    """Load a checkpoint; raise ValueError where it lacks what an environment and an algorithm are made of."""
+    state = checkpoints.load(path)
+    require_parts(state["config"], ["env", "algo", "seed"], path)
+    return state
+
+
+def restored(
+    state: dict[str, Any],
+    path: str,
+    config: Any,
+    device: torch.device,
+    *,
+    env: VectorEnv | None = None,
+    trusted: Iterable[str] = (),
+) -> Trained:
+    """Make the environment of a checkpoint's `state` under a configuration, unless `env` is given, and its policy.
+
+    Raises ValueError, with the path, where the configuration has a number out of range or a target that is not
+    admitted, and where it does not fit what was stored.
+    """
+    check_stored_ranges(config, CONF, path)
+    with fitting(path):  # a checkpoint of another version has other parameters
+        make_agent = instantiate_stored(config["algo"], path, trusted=trusted)
+        if env is None:
+            env = instantiate_stored(config["env"], path, trusted=trusted)(device, config["seed"])
+            env.load_fitted(state["agent"].get("env"))
+        agent = make_agent(env, config["seed"])
+        agent.load_policy(state["agent"])
+    return Trained(env, agent, state["name"], config, state["logger"], state.get("logs", []))
 
 
 def trained(cfg: DictConfig, device: torch.device, own: tuple[str, ...]) -> Trained:
@@ -73,20 +105,9 @@ def trained(cfg: DictConfig, device: torch.device, own: tuple[str, ...]) -> Trai
     Keys of env on the command line change that environment. `own` are the parts of the configuration that the
     checkpoint brings.
     """
-    state = checkpoints.load(cfg.checkpoint)
-    require_parts(state["config"], ["env", "algo", "seed"], cfg.checkpoint)
+    state = load_whole(cfg.checkpoint)
     config = as_trained(cfg, state["config"], HydraConfig.get().overrides.task, own)
-    check_stored_ranges(config, CONF, cfg.checkpoint)
-    with fitting(cfg.checkpoint):  # a checkpoint of another version has other parameters
-        make_env, make_agent = (
-            instantiate_stored(part, cfg.checkpoint, trusted=cfg.trusted_packages) for part in (config.env, config.algo)
-        )
-        env = make_env(device, config.seed)
-        env.load_fitted(state["agent"].get("env"))
-    agent = make_agent(env, config.seed)
-    with fitting(cfg.checkpoint):
-        agent.load_policy(state["agent"])
-    return Trained(env, agent, state["name"], config, state["logger"], state.get("logs", []))
+    return restored(state, cfg.checkpoint, config, device, trusted=cfg.trusted_packages)
 
 
 def load_teacher(env: VectorEnv, *, checkpoint: str) -> GreedyPolicy:
@@ -94,18 +115,13 @@ def load_teacher(env: VectorEnv, *, checkpoint: str) -> GreedyPolicy:
 
     Raises ValueError where the checkpoint is of another kind.
     """
-    state = checkpoints.load(checkpoint)
-    require_parts(state["config"], ["algo"], f"algo.teacher.checkpoint={checkpoint}")
-    check_stored_ranges(state["config"], CONF, f"algo.teacher.checkpoint={checkpoint}")
-    make_algorithm = instantiate_stored(state["config"]["algo"], f"algo.teacher.checkpoint={checkpoint}")
-    algorithm = make_algorithm(env, 0)
-    if not isinstance(algorithm.policy, GreedyPolicy):
+    state = load_whole(checkpoint)
+    policy = restored(state, checkpoint, state["config"], env.device, env=env).agent.policy
+    if not isinstance(policy, GreedyPolicy):
         raise ValueError(
             f"algo.teacher.checkpoint={checkpoint}: expected a checkpoint of bcq or cql, got {state['name']}"
         )
-    with fitting(checkpoint):
-        algorithm.load_policy(state["agent"])
-    return algorithm.policy
+    return policy
 
 
 def as_trained(cfg: DictConfig, trained: dict, overrides: list[str], own: tuple[str, ...]) -> DictConfig:

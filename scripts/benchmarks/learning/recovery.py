@@ -36,7 +36,7 @@ from rlcore.offline.logged_dataset import LoggedDataset
 from scripts.benchmarks.common.display import show, table_of
 from scripts.benchmarks.common.logs import log_seasons
 from scripts.benchmarks.common.shares import share_of_rival
-from scripts.benchmarks.common.trained import store_twin
+from scripts.benchmarks.common.trained import store
 
 ON_TRUTH = Information(TRUTH, ("beliefs",), equations=True)
 ON_TWIN = Information(FEATURES, ("beliefs",), equations=True, training=(LOG,))
@@ -68,7 +68,7 @@ def run(
         model.iterate(0.0)
         model.iteration += 1
         seconds.append(time.process_time() - started)
-        store_twin(directory / "checkpoint.pt", model)
+        store(directory / "checkpoint.pt", "twin", model)
     assert isinstance(model.twin, StructuralTwin)
     evaluator = model.make_evaluator()
     assert isinstance(evaluator, TwinEvaluator)

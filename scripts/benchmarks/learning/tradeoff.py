@@ -72,7 +72,7 @@ def run(
         evaluator = evaluation(training.env)
         market, tuning_market = (draw(training.env.budget) for draw in (evaluator.test_market, evaluator.tuning_market))
         trip_value = training.env.world.reward.trips
-        policies: dict[str, SeasonPolicy] = {"learned": evaluator.deploy(training.algorithm, market, tuning_market)[0]}
+        policies: dict[str, SeasonPolicy] = {"learned": evaluator.deploy(training.agent, market, tuning_market)[0]}
         if trip_value not in planned:
             policies["planning"] = planning_policy(market, evaluator.solve_bound(market), ORACLE)
             planned.add(trip_value)

@@ -69,7 +69,7 @@ def run(
         raise ValueError("benchmark.checkpoints: expected each path once")
     trainings = [restore(path, device, trusted_packages) for path in checkpoints]
     check_same_job(checkpoints, [training.config for training in trainings])
-    algorithms = [training.algorithm for training in trainings]
+    algorithms = [training.agent for training in trainings]
     env = algorithms[0].env
     if isinstance(env, UnlikeEnv):  # its customers respond otherwise than those of the evaluation would
         raise ValueError(f"{checkpoints[0]}: expected a policy trained with env=offers, got {type(env).__name__}")

@@ -45,7 +45,7 @@ from rlcore.runs.logger import NullLogger
 from rlcore.training_loop import TrainingLoop
 from scripts.benchmarks.common.display import show, table_of
 from scripts.benchmarks.common.logs import log_seasons
-from scripts.benchmarks.common.trained import store_twin
+from scripts.benchmarks.common.trained import store
 from scripts.benchmarks.learning.recovery import ON_TWIN, mean_theta
 
 RULE = "frequent buyers"
@@ -108,7 +108,7 @@ def run(
         model.set_dataset(log)
         TrainingLoop(model, NullLogger()).run()
         path = directory / f"{name}.pt"
-        store_twin(path, model)
+        store(path, "twin", model)
         check = model.make_evaluator()
         assert isinstance(check, TwinEvaluator)
         warnings = check.misfit(model, model.panel, model.held_out)

@@ -50,7 +50,7 @@ def run(
     if checkpoint is None:
         raise ValueError("benchmark.checkpoint: expected the path of a policy to export")
     training = restore(checkpoint, torch.device("cpu"), trusted_packages)
-    env, agent = training.env, training.algorithm
+    env, agent = training.env, training.agent
     package = export(
         directory / "policy",
         env,

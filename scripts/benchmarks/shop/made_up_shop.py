@@ -19,10 +19,9 @@ from envs.offers.logs import send_log
 from envs.offers.populations.true_parameters import parameter_table
 from envs.offers.twin.ensemble import TwinEnsemble
 from envs.offers.twin.structural_model import TwinPopulation
-from rlcore.algorithm import Algorithm
-from rlcore.runs import checkpoint
 from rlcore.runs.logger import NullLogger
 from rlcore.training_loop import TrainingLoop
+from scripts.benchmarks.common.trained import store
 from scripts.example_shop import PURCHASES, SENDS, MadeUp, export, sends_and_purchases, write_export
 from scripts.shared.building import fitted_to
 
@@ -100,10 +99,5 @@ def fit_twin(
         twin.start_from(start)
     twin.set_dataset(env.read_log(str(log), "train", partial(fitted_to, env)))
     TrainingLoop(twin, NullLogger()).run()
-    save(out, "twin", twin)
+    store(out, "twin", twin)
     return twin
-
-
-def save(path: Path, name: str, algorithm: Algorithm) -> None:
-    """Write the checkpoint of an algorithm that no configuration made."""
-    checkpoint.save(path, {"agent": algorithm.state_dict(), "name": name, "config": {}, "logger": {}})

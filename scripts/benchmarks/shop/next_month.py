@@ -42,6 +42,7 @@ from rlcore.runs import checkpoint
 from rlcore.runs.logger import NullLogger
 from rlcore.training_loop import TrainingLoop
 from scripts.benchmarks.common.display import show, table_of
+from scripts.benchmarks.common.trained import store
 from scripts.benchmarks.shop import made_up_shop
 from scripts.benchmarks.shop.judge import Judge
 from scripts.example_shop import MadeUp, make_up
@@ -157,7 +158,7 @@ def learn(parts: Parts, folder: Path, made: MadeUp, ends: tuple[int, ...], last:
         started = time.process_time()
         TrainingLoop(policy, NullLogger()).run()
         seconds["policy"] = round(time.process_time() - started)
-        made_up_shop.save(trained, "policy", policy)
+        store(trained, "policy", policy)
     steps = policy.iterations * policy.steps_per_iteration
     return Stage(checkpoint.load(str(path))["agent"], policy, steps, seconds)
 

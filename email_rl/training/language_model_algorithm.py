@@ -1,10 +1,11 @@
-"""Base of the algorithms that fine-tune a language model against a reward model: models, optimiser, state."""
+"""The half of PPO on mails that is not about losses: models, optimiser, state."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,8 +14,9 @@ from email_rl.data.dataset import MailDataset
 from email_rl.models.outcome_classifier import REWARD_MODEL_FOLDER, outcome_reward
 from email_rl.models.outcome_model import OutcomeModel, OutcomePredictor, unpack_outcome_model
 from email_rl.models.policy import LanguageModelPolicy
+from email_rl.reward_model.reward_choice import ChoiceSettings
 from email_rl.training.diagnostics import length_figure, sample_table
-from email_rl.training.guards import Guards
+from email_rl.training.guards import GuardLimits, Guards
 from email_rl.training.model_sources import HELP, ModelSources
 from email_rl.training.rollout import MailRollout
 from email_rl.training.sft import POLICY_FOLDER
@@ -30,32 +32,38 @@ EXAMPLES = 8  # contexts of a checkpoint
 class LanguageModelAlgorithm(Algorithm):
     """A policy that starts as a copy of a reference policy, and the reward model that scores its mails.
 
-    `settings` are the arguments for another algorithm of the same class. A mail's reward is the expected value of its
-    outcome (`expected`) or the value of its likeliest outcome (`argmax`). `score_mean` and `score_std` are the mean and
-    standard deviation of rewards of mails that the reference generated; they are in every checkpoint. `setup` raises
-    ValueError where the standard deviation is below `min_reward_spread`.
+    Its subclass LanguageModelPPO learns. `ModelSources` says where the models come from. A mail's reward is the
+    expected value of its outcome (`expected`) or the value of its likeliest outcome (`argmax`). `score_mean` and
+    `score_std` are the mean and standard deviation of rewards of mails that the reference generated; they are in every
+    checkpoint. `setup` raises ValueError where the standard deviation is below `min_reward_spread`.
     """
 
     env_type = MailDataset
     policy: LanguageModelPolicy  #: set by `set_models`, as are the other two
     reference: LanguageModelPolicy
     reward_model: OutcomeModel
+    settings: dict[str, Any]  #: the arguments for another algorithm of the same class; set by the subclass
 
     def __init__(
         self,
         env: MailDataset,
         seed: int,
-        settings: dict,
         *,
-        sources: ModelSources,
+        language_model: Any,
+        encoder: Any,
         generation: dict,
+        sft: dict,
+        reward_model_training: dict,
+        reward_model_choice: dict,
+        reward_model_folder: str | None,
+        reference_folder: str | None,
+        model_cache: str,
         optimizer: Callable,
         kl_controller: Callable,
         lr_schedule: Callable | None,
-        lr: float,
         gradient_checkpointing: bool,
         inference_batch_size: int,
-        guards: Guards,
+        guards: dict,
         reward: str,
         normalization_mails: int,
         min_reward_spread: float,
@@ -64,7 +72,22 @@ class LanguageModelAlgorithm(Algorithm):
     ):
         if reward not in ("expected", "argmax"):
             raise ValueError(f"algo.reward: expected 'expected' or 'argmax', got '{reward}'")
-        self.guards, self.log_samples_every, self.logged_samples = guards, log_samples_every, logged_samples
+        self.sources = ModelSources(
+            dataset=env,
+            seed=seed,
+            language_model=language_model,
+            encoder=encoder,
+            generation=generation,
+            sft=sft,
+            reward_model_training=reward_model_training,
+            choice=ChoiceSettings(**reward_model_choice),
+            reward_model_folder=reward_model_folder,
+            reference_folder=reference_folder,
+            model_cache=model_cache,
+            batch_size=inference_batch_size,
+        )
+        self.guards = Guards(GuardLimits(**guards))
+        self.log_samples_every, self.logged_samples = log_samples_every, logged_samples
         self.reward_kind = reward
         self.normalization_mails, self.min_reward_spread = normalization_mails, min_reward_spread
         # No top-k or top-p: log-probabilities are those of the full distribution at this temperature.
@@ -74,11 +97,12 @@ class LanguageModelAlgorithm(Algorithm):
             "top_p": 1.0,
             "batch_size": inference_batch_size,
         }
-        self.env, self.seed, self.device, self.settings, self.sources = env, seed, env.device, settings, sources
+        self.env, self.seed, self.device = env, seed, env.device
         self.generation, self.inference_batch_size = generation, inference_batch_size
         self.make_optimizer, self.lr_schedule = optimizer, lr_schedule
         self.kl_controller = kl_controller(env.device)
-        self.initial_lr, self.lr = lr, torch.tensor(float(lr), device=env.device)
+        self.initial_lr = language_model.lr
+        self.lr = torch.tensor(float(self.initial_lr), device=env.device)
         self.gradient_checkpointing = gradient_checkpointing
         self.iteration = 0
         self.logger: Logger = NullLogger()

@@ -6,8 +6,9 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from email_rl.data.dataset import JUDGE, SPLITS, MailDataset
 from email_rl.data.mails import Mails
@@ -44,6 +45,7 @@ HELP = (
 Accelerate = Callable[[Algorithm], Algorithm]  # applies the performance mode of the outer algorithm
 
 
+@dataclass(frozen=True)
 class ModelSources:
     """Reward model, reference policy and judge for one dataset of mails.
 
@@ -53,27 +55,18 @@ class ModelSources:
     seed. Raises ValueError where a given folder holds no such model, and where no reward model knows anything.
     """
 
-    def __init__(
-        self,
-        dataset: MailDataset,
-        seed: int,
-        *,
-        language_model,
-        encoder,
-        generation: dict,
-        sft: dict,
-        reward_model_training: dict,
-        choice: ChoiceSettings,
-        reward_model_folder: str | None,
-        reference_folder: str | None,
-        model_cache: str,
-        batch_size: int,
-    ):
-        self.dataset, self.seed = dataset, seed
-        self.language_model, self.encoder, self.generation = language_model, encoder, generation
-        self.sft, self.reward_model_training, self.choice = sft, reward_model_training, choice
-        self.reward_model_folder, self.reference_folder = reward_model_folder, reference_folder
-        self.model_cache, self.batch_size = model_cache, batch_size
+    dataset: MailDataset
+    seed: int
+    language_model: Any
+    encoder: Any
+    generation: dict
+    sft: dict
+    reward_model_training: dict
+    choice: ChoiceSettings
+    reward_model_folder: str | None
+    reference_folder: str | None
+    model_cache: str
+    batch_size: int
 
     def load_or_train(
         self, logger: Logger, should_stop: Callable[[], bool], accelerate: Accelerate

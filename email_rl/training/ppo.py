@@ -14,19 +14,16 @@ Huang et al. 2024 ("The N+ implementation details of RLHF with PPO").
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from email_rl.data.dataset import MailDataset
 from email_rl.models.policy import LanguageModelPolicy
-from email_rl.reward_model.reward_choice import ChoiceSettings
 from email_rl.training.advantages import AdvantageEstimator
 from email_rl.training.diagnostics import UpdateMetrics, rollout_metrics, update_metrics, value_metrics
-from email_rl.training.guards import GuardLimits, Guards
 from email_rl.training.language_model_algorithm import LanguageModelAlgorithm
-from email_rl.training.model_sources import ModelSources
 from email_rl.training.rollout import MailBatch, MailRollout
 from rlcore import losses
 from rlcore.backends import distributed
@@ -50,24 +47,8 @@ class LanguageModelPPO(LanguageModelAlgorithm):
         env: MailDataset,
         seed: int,
         *,
-        language_model,
-        encoder,
-        reward_model_training: dict,
-        sft: dict,
-        generation: dict,
         advantage: AdvantageEstimator,
-        kl_controller: Callable,
-        optimizer: Callable,
-        lr_schedule: Callable | None,
-        reward_model_choice: dict,
-        min_reward_spread: float,
-        reward_model_folder: str | None,
-        reference_folder: str | None,
-        model_cache: str,
-        guards: dict,
-        reward: str,
         missing_eos_score: float,
-        normalization_mails: int,
         iterations: int,
         mails_per_iteration: int,
         minibatches: int,
@@ -78,14 +59,13 @@ class LanguageModelPPO(LanguageModelAlgorithm):
         vf_coef: float,
         ent_coef: float,
         max_grad_norm: float,
-        gradient_checkpointing: bool,
-        inference_batch_size: int,
         eval_every: int,
-        log_samples_every: int,
-        logged_samples: int,
         checkpoint_every: int,
+        **models: Any,
     ):
-        settings = {key: x for key, x in locals().items() if key not in ("self", "env", "seed", "__class__")}
+        own = {key: x for key, x in locals().items() if key not in ("self", "env", "seed", "models", "__class__")}
+        super().__init__(env, seed, **models)
+        self.settings = {**own, **models}
         self.mails_per_process = distributed.per_process(mails_per_iteration, "algo.mails_per_iteration")
         if self.mails_per_process % (minibatches * advantage.samples_per_prompt):
             raise ValueError(
@@ -98,39 +78,6 @@ class LanguageModelPPO(LanguageModelAlgorithm):
                 "algo.minibatches: expected algo.mails_per_iteration / algo.minibatches to be at least 8, got "
                 f"{mails_per_iteration} / {minibatches}"
             )
-        sources = ModelSources(
-            env,
-            seed,
-            language_model=language_model,
-            encoder=encoder,
-            generation=generation,
-            sft=sft,
-            reward_model_training=reward_model_training,
-            choice=ChoiceSettings(**reward_model_choice),
-            reward_model_folder=reward_model_folder,
-            reference_folder=reference_folder,
-            model_cache=model_cache,
-            batch_size=inference_batch_size,
-        )
-        super().__init__(
-            env,
-            seed,
-            settings,
-            sources=sources,
-            generation=generation,
-            optimizer=optimizer,
-            kl_controller=kl_controller,
-            lr_schedule=lr_schedule,
-            lr=language_model.lr,
-            gradient_checkpointing=gradient_checkpointing,
-            inference_batch_size=inference_batch_size,
-            guards=Guards(GuardLimits(**guards)),
-            reward=reward,
-            normalization_mails=normalization_mails,
-            min_reward_spread=min_reward_spread,
-            log_samples_every=log_samples_every,
-            logged_samples=logged_samples,
-        )
         self.advantage_estimator, self.missing_eos_score = advantage, missing_eos_score
         self.iterations, self.steps_per_iteration = iterations, mails_per_iteration
         self.epochs, self.minibatches, self.micro_batch_size = epochs, minibatches, micro_batch_size

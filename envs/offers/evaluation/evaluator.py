@@ -15,7 +15,6 @@ from envs.offers.evaluation.report import FEE_TUNED, OffersReport, twin_members_
 from envs.offers.evaluation.season_evaluator import POSTERIOR_DRAWS, REGRESSION_CUSTOMERS, SeasonEvaluator
 from envs.offers.evaluation.simulation import EvaluationMarket, SeasonRecord, simulate_season
 from envs.offers.evaluation.spend_calibration import calibrate_spend
-from envs.offers.planning.batching import no_contact_values_if_they_fit
 from envs.offers.planning.lagrangian_bound import Bound, dual
 from envs.offers.planning.state_values import StateValues
 from envs.offers.policies.base import SeasonPolicy
@@ -79,10 +78,7 @@ class OffersEvaluator(SeasonEvaluator[Bound, Population]):
     def predicted_market(self, market: EvaluationMarket) -> EvaluationMarket:
         """Return a market as a shop sees it: with the parameters θ̂ that its customers' features predict."""
         regression = ParameterRegression(self._regression_sample, ridge=self.ridge)
-        customers = self.world.inhabit(regression(market.features))
-        return replace(
-            market, customers=customers, no_contact_values=no_contact_values_if_they_fit(customers, self.world)
-        )
+        return market.with_customers(self.world.inhabit(regression(market.features)))
 
     def estimates(self, market: EvaluationMarket) -> Estimates:
         """Return what policies on θ̂ plan for in a market.
@@ -94,8 +90,7 @@ class OffersEvaluator(SeasonEvaluator[Bound, Population]):
         if COUNTS not in self.env.codec.shows:
             return Estimates(predicted, None)
         customers = replace(predicted.customers, margin=market.customers.margin)
-        values = no_contact_values_if_they_fit(customers, self.world)
-        return Estimates(predicted, replace(predicted, customers=customers, no_contact_values=values))
+        return Estimates(predicted, predicted.with_customers(customers))
 
     @property
     def estimator_information(self) -> Information:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
 
@@ -64,6 +64,12 @@ class EvaluationMarket:
 
     def __len__(self) -> int:
         return len(self.customers)
+
+    def with_customers(self, customers: Customers, world: World | None = None) -> EvaluationMarket:
+        """Return the market with other parameters of its customers, or in another world; V⁰ goes with both."""
+        world = world or self.world
+        values = no_contact_values_if_they_fit(customers, world)
+        return replace(self, customers=customers, world=world, no_contact_values=values)
 
     def sample_uniforms(self, generator: torch.Generator) -> Tensor:
         """Draw the uniforms of one season, [T, 6, N]."""

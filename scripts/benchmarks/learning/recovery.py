@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -21,7 +20,6 @@ from envs.offers.env import OffersEnv
 from envs.offers.evaluation.evaluator import OffersEvaluator
 from envs.offers.evaluation.season_evaluator import TEST_SEASONS
 from envs.offers.evaluation.simulation import EvaluationMarket
-from envs.offers.planning.batching import no_contact_values_if_they_fit
 from envs.offers.planning.lagrangian_bound import Bound
 from envs.offers.policies.base import SeasonPolicy
 from envs.offers.policies.information import FEATURES, LOG, TRUTH, Information
@@ -120,9 +118,7 @@ def planners(
 ) -> dict[str, SeasonPolicy]:
     """Return planning under the filtered belief: on the true θ, and on what `theta` makes of the features [N, F]."""
     start = evaluator.start_belief()
-    customers = evaluator.world.inhabit(theta(market.features))
-    values = no_contact_values_if_they_fit(customers, evaluator.world)
-    estimated = replace(market, customers=customers, no_contact_values=values)
+    estimated = market.with_customers(evaluator.world.inhabit(theta(market.features)))
     return {
         TRUE: planning_policy(market, bound, ON_TRUTH, start),
         ESTIMATED: planning_policy(estimated, evaluator.solve_bound(estimated), ON_TWIN, start),

@@ -22,7 +22,6 @@ from matplotlib.figure import Figure
 
 from envs.offers.evaluation import EvaluationMarket, OffersEvaluator
 from envs.offers.evaluation.season_evaluator import TEST_SEASONS
-from envs.offers.planning.batching import no_contact_values_if_they_fit
 from envs.offers.policies.base import SeasonPolicy
 from envs.offers.policies.information import ORACLE
 from envs.offers.policies.rollover import planning_policy
@@ -98,7 +97,7 @@ def with_trip_value(market: EvaluationMarket, value: float) -> EvaluationMarket:
     """Return a market whose accounts value a trip so; the customers and what may be spent stay the same."""
     world = copy(market.world)
     world.reward = replace(world.reward, trips=value)
-    return replace(market, world=world, no_contact_values=no_contact_values_if_they_fit(market.customers, world))
+    return market.with_customers(market.customers, world)
 
 
 def incremental_profit(evaluator: OffersEvaluator, policy: SeasonPolicy, market: EvaluationMarket) -> float:

@@ -9,7 +9,6 @@ Usage:
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -22,7 +21,6 @@ from envs.offers.evaluation.evaluator import OffersEvaluator
 from envs.offers.evaluation.price_calibration import calibrate_price_drift
 from envs.offers.evaluation.season_evaluator import TEST_MARKET, TEST_SEASONS
 from envs.offers.evaluation.simulation import EvaluationMarket
-from envs.offers.planning.batching import no_contact_values_if_they_fit
 from envs.offers.planning.knapsack import Increments, ranked
 from envs.offers.policies.base import SeasonPolicy
 from envs.offers.policies.baselines import KnapsackPolicy, NoContact
@@ -35,7 +33,7 @@ from envs.offers.twin.checks.report import TwinEvaluator
 from envs.offers.twin.ensemble import TwinEnsemble
 from envs.offers.unlike.season import draw_uniforms, incremental_profit
 from envs.offers.world.catalogue import Catalogue
-from envs.offers.world.customers import Customers, CustomerState
+from envs.offers.world.customers import CustomerState
 from envs.offers.world.hidden_observation import HidingCodec
 from rlcore.network_algorithm import NetworkAlgorithm
 from rlcore.offline.logged_dataset import LoggedDataset
@@ -172,13 +170,9 @@ def policies_on_twin(
     assert isinstance(evaluator, OffersEvaluator)
     world, start = evaluator.world, evaluator.start_belief()
 
-    def estimated(features: Tensor) -> Customers:
-        return world.inhabit(theta_from_matrix(mean_theta(model.fitted_members, features)))
-
     def on_twin(base: EvaluationMarket) -> EvaluationMarket:
-        customers = estimated(base.features)
-        values = no_contact_values_if_they_fit(customers, world)
-        return replace(base, world=world, customers=customers, no_contact_values=values)
+        theta = theta_from_matrix(mean_theta(model.fitted_members, base.features))
+        return base.with_customers(world.inhabit(theta), world)
 
     def myopic(base: EvaluationMarket, fee: float) -> KnapsackPolicy:
         view = BeliefView(base.customers, world, start)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,7 +13,6 @@ from envs.offers.env import OffersEnv
 from envs.offers.evaluation.evaluator import OffersEvaluator
 from envs.offers.evaluation.season_evaluator import TEST_SEASONS
 from envs.offers.evaluation.simulation import EvaluationMarket, SeasonRecord
-from envs.offers.planning.batching import no_contact_values_if_they_fit
 from envs.offers.planning.lagrangian_bound import Bound
 from envs.offers.policies.base import SeasonPolicy
 from envs.offers.policies.rollover import planning_policy
@@ -57,9 +56,7 @@ class Judge:
 
     def plan(self, theta: Tensor, start: Tensor) -> SeasonPolicy:
         """Plan on estimates θ [N, K] as if they were true; `start` [14] are the marginals of a season's first state."""
-        customers = self.evaluator.world.inhabit(theta_from_matrix(theta))
-        values = no_contact_values_if_they_fit(customers, self.evaluator.world)
-        estimated = replace(self.market, customers=customers, no_contact_values=values)
+        estimated = self.market.with_customers(self.evaluator.world.inhabit(theta_from_matrix(theta)))
         return planning_policy(estimated, self.evaluator.solve_bound(estimated), ON_TWIN, start)
 
     def summary(self, seasons: list[SeasonRecord]) -> dict[str, float]:

@@ -25,8 +25,7 @@ from envs.offers.policies.calibrated_spend import with_calibrated_spend
 from envs.offers.policies.information import COUNTS, FEATURES, ORACLE, REGRESSION_LABELS, STATES, Information
 from envs.offers.policies.rollover import plan_at_prices, planning_policy, values_at_prices, with_carried_money
 from envs.offers.populations.base import Population, PopulationEnsemble, Sample
-from envs.offers.populations.parameter_regression import ParameterRegression
-from envs.offers.twin.theta_posterior import prior_draws
+from envs.offers.populations.parameter_regression import ParameterRegression, prior_draws
 from envs.offers.world.belief_observation import start_marginals
 from rlcore.network_algorithm import NetworkAlgorithm
 

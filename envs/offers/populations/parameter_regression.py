@@ -1,4 +1,4 @@
-"""θ̂ = E[θ | x], customers' parameters estimated from their features, for certainty-equivalent planning."""
+"""θ given customers' features x: its estimate θ̂ = E[θ | x], for certainty-equivalent planning, and draws of θ."""
 
 from __future__ import annotations
 
@@ -50,3 +50,15 @@ class ParameterRegression:
         """Estimate the parameters of customers with features [N, F] as a matrix, [N, K]."""
         theta = self._design(features.to(self.weight)) @ self.weight
         return theta.clamp(self.low, self.high)
+
+
+def prior_draws(sample: Sample, features: Tensor, draws: int, generator: torch.Generator, *, ridge: float) -> Tensor:
+    """Draw θ given features [N, F], [K, N, P] (`theta_to_matrix`): regression on a sample, plus its residuals.
+
+    The residuals of one customer of the sample stay together, so that their correlations are kept.
+    """
+    regression = ParameterRegression(sample, ridge=ridge)
+    predicted = regression.matrix(features)
+    residual = theta_to_matrix(sample.customers) - regression.matrix(sample.features)
+    row = torch.randint(len(residual), (draws, len(features)), generator=generator, device=features.device)
+    return (predicted + residual[row]).clamp(regression.low, regression.high)

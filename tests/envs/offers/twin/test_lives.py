@@ -1,4 +1,4 @@
-"""Whole lives: seasons joined in time, against a scalar pass; one life for likelihood, predictions and posterior."""
+"""Whole lives: seasons joined in time, against a scalar pass; one life for likelihood and predictions."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ from omegaconf import OmegaConf
 
 from configs import node
 from envs.offers.logs.panel import to_life_panel
-from envs.offers.populations.base import theta_from_matrix, theta_to_matrix
+from envs.offers.populations.base import theta_to_matrix
 from envs.offers.twin.checks.fit_drift import fit_drift
 from envs.offers.twin.hidden_states.filter_predictions import FilterPredictions
 from envs.offers.twin.hidden_states.mixture_filter import MixtureFilter, opted_out_before, panel_weeks
-from envs.offers.twin.theta_posterior import ThetaPosterior
 from envs.offers.world.customers import CHURNED, CustomerState
 from envs.offers.world.filtering import start_belief
 from hidden_markov import START, Observed, simulate
@@ -141,26 +140,6 @@ def test_the_filter_of_lives_is_the_scalar_pass_over_joined_lives(shop):
     torch.testing.assert_close(churned[stayed], scalar[stayed], rtol=0, atol=1e-10)
     gone = states[-1].status == CHURNED
     assert churned[stayed & gone].mean() > churned[stayed & ~gone].mean() + 0.3
-
-
-def test_the_posterior_weighs_the_same_lives(shop):
-    """Its weights are the likelihoods of the scalar pass: who joins later, and who missed weeks, among them."""
-    _, world, c, seen, logged, _, start, _ = shop
-    theta = torch.stack((theta_to_matrix(c), theta_to_matrix(replace(c, alpha=c.alpha + 0.5, c0=c.c0 / 2))))
-    options = {"margin_shape": 1.0, "resample_below": 0.0, "kernel": 0.3}
-    posterior, whole = (ThetaPosterior(theta, world, start, **options) for _ in range(2))
-    for t, week in enumerate(seen):
-        nobody_spends = week._replace(margin=c.margin.where(week.bought, torch.zeros(())))
-        posterior.observe(nobody_spends, torch.Generator(), present=logged[t])
-        whole.observe(nobody_spends, torch.Generator())
-    found = posterior.log_weight[0] - posterior.log_weight[1]
-    ahead = []
-    for i in range(N):
-        lives = [scalar_life(references(world.inhabit(theta_from_matrix(x)), world)[i], seen, logged, i) for x in theta]
-        ahead.append(sum(lives[0][0]) - sum(lives[1][0]))
-    torch.testing.assert_close(found, torch.tensor(ahead, dtype=torch.float64), rtol=0, atol=1e-8)
-    late = ~logged[0]
-    assert late.any() and not torch.isclose(whole.log_weight[0, late], posterior.log_weight[0, late]).any()
 
 
 def test_seasons_are_simulated_from_what_was_seen_before(shop):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -45,10 +44,6 @@ class Scores(NamedTuple):
     spend: Tensor  # expected, of every pair, float32 [N, P]
 
 
-#: policy, codec, context [N, D], action mask, spend [N, P], prices and drift [G] → [G, N, P]
-GridPreferences = Callable[[Policy, ObservationCodec, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
-
-
 class Decide(nn.Module):
     """A trained policy with all that lies between a customer's columns and its preferences.
 
@@ -70,8 +65,8 @@ class Decide(nn.Module):
         assert codec.hides_state
         self.policy_networks = nn.ModuleList(modules)
         self.features = features
-        self._policy, self._redeem_probability = policy, auxiliary.predict
-        self._codec, self._catalogue = codec, catalogue
+        self.policy, self.codec = policy, codec
+        self._redeem_probability, self._catalogue = auxiliary.predict, catalogue
 
     def forward(
         self,
@@ -85,41 +80,18 @@ class Decide(nn.Module):
         drift: Tensor,
     ) -> Scores:
         """Score DecisionInputs at prices, float32 [G], whose logarithm drifts by `drift`, float32 [], a week."""
-        return self.score(
-            numbers,
-            levels,
-            memory,
-            caps_left,
-            week,
-            action_mask,
-            prices,
-            drift,
-            scoring.grid_preferences_at_once,
-        )
-
-    def score(
-        self,
-        numbers: Tensor,
-        levels: Tensor,
-        memory: Tensor,
-        caps_left: Tensor,
-        week: Tensor,
-        action_mask: Tensor,
-        prices: Tensor,
-        drift: Tensor,
-        grid_preferences: GridPreferences,
-    ) -> Scores:
-        """Do the same by one of the two orders of envs/offers/policies/scoring.py: at once, or price by price."""
-        options = ContactOptions(action_mask, caps_left, memory=memory)
-        features = self.features(numbers, levels).float()
-        context = scoring.encode_context(self._codec, features, self._no_states(memory), options, week)
-        spend = scoring.expected_spend(self._catalogue, self._redeem_probability(context))
-        logits = grid_preferences(
-            self._policy, self._codec, context, action_mask, spend, prices, drift.expand(prices.shape[0])
-        )
+        context, spend = self.context_and_spend(numbers, levels, memory, caps_left, week, action_mask)
+        drift = drift.expand(prices.shape[0])
+        logits = scoring.grid_preferences_at_once(self.policy, self.codec, context, action_mask, spend, prices, drift)
         return Scores(logits, spend)
 
-    @staticmethod
-    def _no_states(memory: Tensor) -> CustomerState:
+    def context_and_spend(
+        self, numbers: Tensor, levels: Tensor, memory: Tensor, caps_left: Tensor, week: Tensor, action_mask: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return what does not depend on the price: the contexts [N, D] and the expected spend of every pair [N, P]."""
         nothing = torch.zeros_like(memory[:, 0], dtype=torch.long)
-        return CustomerState(nothing, nothing, nothing, nothing)
+        no_states = CustomerState(nothing, nothing, nothing, nothing)
+        options = ContactOptions(action_mask, caps_left, memory=memory)
+        features = self.features(numbers, levels).float()
+        context = scoring.encode_context(self.codec, features, no_states, options, week)
+        return context, scoring.expected_spend(self._catalogue, self._redeem_probability(context))

@@ -71,10 +71,6 @@ class Belief(NamedTuple):
         inside = (active * ~opted_out)[:, None, None] * fatigue[:, None] * expectation
         return cls(inside, active * opted_out, churned[0])
 
-    def take(self, rows) -> Belief:
-        """Take some of the customers."""
-        return Belief(*(x[..., rows] for x in self))
-
     def entropy(self) -> Tensor:
         """Return the entropy of the state, nats, [N]."""
         p = torch.cat((self.subscribed.flatten(0, 2), self.unsubscribed, self.churned[None]))

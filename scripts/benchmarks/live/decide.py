@@ -131,8 +131,10 @@ def compare(package: Package, decide: Decide, inputs: list[DecisionInputs]) -> d
 
 
 def price_by_price(decide: Decide, inputs: DecisionInputs, prices: torch.Tensor, drift: torch.Tensor) -> torch.Tensor:
-    """Score as the evaluation does: the same function of one price, in a loop."""
-    return decide.score(*inputs, prices, drift, grid_preferences).logits
+    """Return the preferences as the evaluation does: the same function of one price, in a loop."""
+    context, spend = decide.context_and_spend(*inputs)
+    mask = inputs.action_mask
+    return grid_preferences(decide.policy, decide.codec, context, mask, spend, prices, drift.expand(len(prices)))
 
 
 def repeated(call: Callable[[], object], times: int) -> Callable[[], None]:

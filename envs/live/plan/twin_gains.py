@@ -14,8 +14,9 @@ from envs.live.plan.deciding import Customers
 from envs.live.plan.inputs.past_weeks import PastWeeks
 from envs.offers.planning.dynamic_program import action_values, no_contact_values
 from envs.offers.planning.state_values import StateGrid, StateValues
+from envs.offers.populations.base import theta_from_matrix
 from envs.offers.populations.feature_transform import FeatureTransform
-from envs.offers.twin.theta_estimate import TwinTheta
+from envs.offers.twin.structural_model import fitted_networks, mean_theta
 from envs.offers.twin.twin_checkpoint import load_twin
 from envs.offers.world.customers import Customers as Theta
 from envs.offers.world.filtering import Belief, filter_week, start_belief
@@ -45,20 +46,15 @@ class TwinGains:
         here = package.transform
         if state is None or list(state["numbers"]) != list(here.numbers) or state["levels"] != here.levels:
             raise ValueError(f"twin={path}: fitted to other columns or levels than those of the package")
-        self.features = FeatureTransform(state).to_module()
-        self.theta = TwinTheta(None, path=path)
-        members = twin["members"][: twin["iteration"]]
-        self.theta.load_state_dict({str(k): weights for k, weights in enumerate(members)})
-        channels = len(package.catalogue.channels)
-        if len(self.theta(torch.zeros(1, self.num_features)).omega) != channels:
-            raise ValueError(f"twin={path}: fitted to another number of channels than {channels}")
+        transform, channels = FeatureTransform(state), len(package.catalogue.channels)
+        self.features, num_features = transform.to_module(), len(transform.names)
+        self.networks = fitted_networks(twin, f"twin={path}", num_features=num_features, channels=channels)
         self.world = package.world.to("cpu", torch.float64)  # gains are small differences of values
         self.world.reward = replace(package.world.reward, trips=0.0, churn_cost=0.0, fatigue_penalty=0.0)
 
-    @property
-    def num_features(self) -> int:
-        """Number of features that the twin was fitted to."""
-        return len(self.theta.state_dict()["0"]["standardize.mean"])
+    def theta(self, features: Tensor) -> Theta:
+        """Return the mean of the members' θ, of customers with features [N, F]."""
+        return theta_from_matrix(mean_theta(self.networks, features))
 
     def of(self, customers: Customers, action: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the gain of each customer's flat action [N], this week and after it, float32 [N]; 0 for nothing."""

@@ -24,8 +24,9 @@ from envs.offers.policies.belief_planner import BeliefPlanner, BeliefRanking, Be
 from envs.offers.policies.calibrated_spend import with_calibrated_spend
 from envs.offers.policies.information import COUNTS, FEATURES, ORACLE, REGRESSION_LABELS, STATES, Information
 from envs.offers.policies.rollover import plan_at_prices, planning_policy, values_at_prices, with_carried_money
-from envs.offers.populations.base import Population, PopulationEnsemble, Sample
+from envs.offers.populations.base import Population, Sample
 from envs.offers.populations.parameter_regression import ParameterRegression, prior_draws
+from envs.offers.twin.structural_model import TwinPopulation
 from envs.offers.world.belief_observation import start_marginals
 from rlcore.network_algorithm import NetworkAlgorithm
 
@@ -57,7 +58,7 @@ class OffersEvaluator(SeasonEvaluator[Bound, Population]):
     def members(self) -> Sequence[Population]:
         """Return the population under each member of its twin, if it has one."""
         population = self.env.population
-        return population.members() if isinstance(population, PopulationEnsemble) else []
+        return population.members() if isinstance(population, TwinPopulation) else []
 
     # ── policies ────────────────────────────────────────────────────────────────────────────────────────────────────
     def simulate_season(

@@ -1,6 +1,6 @@
 """Populations: where the customers of a season come from."""
 
-from envs.offers.populations.base import Population, PopulationEnsemble, Priors, Sample
+from envs.offers.populations.base import Population, Priors, Sample
 from envs.offers.populations.complete_journey import CompleteJourney
 from envs.offers.populations.customer_table import CustomerTable
 from envs.offers.populations.feature_transform import FeatureTransform
@@ -13,7 +13,6 @@ __all__ = [
     "FeatureTransform",
     "ParameterRegression",
     "Population",
-    "PopulationEnsemble",
     "Priors",
     "Sample",
     "SyntheticPopulation",

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import fields
 from hashlib import blake2b
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -63,14 +63,6 @@ class Population(Protocol):
 
     def load_state_dict(self, state: dict) -> None:
         """Use what was fitted when a policy was trained."""
-
-
-@runtime_checkable
-class PopulationEnsemble(Population, Protocol):
-    """A population with several models of its customers' responses, such as the members of a twin."""
-
-    def members(self) -> Sequence[Population]:
-        """Return, for each model, the population in which all customers respond by that model."""
 
 
 class NothingFitted:

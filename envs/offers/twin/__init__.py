@@ -6,7 +6,6 @@ from envs.offers.twin.predictions import ContactEffect, OutcomePrediction, Panel
 from envs.offers.twin.structural_fit import StructuralTwin
 from envs.offers.twin.structural_model import TwinPopulation
 from envs.offers.twin.structural_predictions import StructuralPredictions
-from envs.offers.twin.twin_model import TwinModel
 
 __all__ = [
     "ContactEffect",
@@ -16,6 +15,5 @@ __all__ = [
     "StructuralTwin",
     "TwinEnsemble",
     "TwinEvaluator",
-    "TwinModel",
     "TwinPopulation",
 ]

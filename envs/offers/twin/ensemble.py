@@ -1,4 +1,4 @@
-"""A twin as an algorithm: an ensemble of models fitted to a log; the members' spread shows their uncertainty."""
+"""A twin as an algorithm: an ensemble of networks fitted to a log; the members' spread shows their uncertainty."""
 
 from __future__ import annotations
 
@@ -6,23 +6,24 @@ from collections.abc import Callable
 from copy import deepcopy
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from envs.offers.logs.panel import Panel
 from envs.offers.populations.base import hash_uniform
 from envs.offers.twin.checks.fit_drift import FitDrift, fit_drift
 from envs.offers.twin.predictions import PanelPredictions
-from envs.offers.twin.twin_model import TwinModel
+from envs.offers.twin.structural_fit import StructuralTwin
+from envs.offers.twin.structural_model import ParameterNetwork
 from envs.offers.world.customers import CHURNED, UNSUBSCRIBED
 from rlcore.algorithm import Evaluator, OfflineAlgorithm
 from rlcore.offline.logged_dataset import LoggedDataset, named_rows
 
 
 class TwinEnsemble(OfflineAlgorithm):
-    """An ensemble of models of the customers, each fitted to a bootstrap of a log's customers (drawn with replacement).
+    """An ensemble of maps G from features to θ, each fitted to a bootstrap of a log's customers (with replacement).
 
-    `twin` is the kind of model. No member is fitted to the customers and weeks of `holdout`: a share `customers`, whom
-    the report is about, a share `stopping`, whose likelihood ends a fit, and the last `weeks` of each season. A
+    `twin` makes and fits the members. No member is fitted to the customers and weeks of `holdout`: a share `customers`,
+    whom the report is about, a share `stopping`, whose likelihood ends a fit, and the last `weeks` of each season. A
     customer's side depends on the customer's id and on `salt` alone, and stays when a log grows. An ensemble that
     starts from another holds out only what that one held out too. With `weighted`, decisions count as if all allowed
     actions had been equally likely (1 / propensity, at most `clip` times the mean). `evaluation` judges the members.
@@ -37,7 +38,7 @@ class TwinEnsemble(OfflineAlgorithm):
         env,
         seed: int,
         *,
-        twin: TwinModel,
+        twin: StructuralTwin,
         members: int,
         holdout: dict,
         weighted: bool,
@@ -54,7 +55,7 @@ class TwinEnsemble(OfflineAlgorithm):
         self.evaluation = evaluation
         self.iterations, self.iteration, self.steps_per_iteration = members, 0, 0
         self.generator = torch.Generator(env.device).manual_seed(2 * seed + 1)
-        self.members = nn.ModuleList(twin.make_members(env, seed, members)).to(env.device)
+        self.members = [member.to(env.device) for member in twin.make_members(env, seed, members)]
         self._panel: Panel | None = None
         self._names: list[str] = []  # of its customers
         self.earlier: dict | None = None  # what is kept of the state of the ensemble that the fit starts from
@@ -121,9 +122,9 @@ class TwinEnsemble(OfflineAlgorithm):
         return ~(self.held_out | self.validation)
 
     @property
-    def fitted_members(self) -> list[nn.Module]:
+    def fitted_members(self) -> list[ParameterNetwork]:
         """The members that are fitted already."""
-        return list(self.members[: self.iteration])
+        return self.members[: self.iteration]
 
     @property
     def held_out_panel(self) -> Panel:
@@ -145,7 +146,7 @@ class TwinEnsemble(OfflineAlgorithm):
         """Return each fitted member's predictions of a panel."""
         return self._predict(self.fitted_members, panel)
 
-    def _predict(self, members: list[nn.Module], panel: Panel) -> list[PanelPredictions]:
+    def _predict(self, members: list[ParameterNetwork], panel: Panel) -> list[PanelPredictions]:
         return [self.twin.predict(member, self.env.world, panel) for member in members]
 
     def weights(self) -> Tensor:

@@ -1,4 +1,4 @@
-"""Predictions of a panel by a fitted member of any twin: one interface for reports, warnings and benchmarks."""
+"""Predictions of a panel by a fitted member of a twin: one interface, whether the log has the states or not."""
 
 from __future__ import annotations
 

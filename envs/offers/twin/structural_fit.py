@@ -46,7 +46,7 @@ def chunk_log_likelihoods(network: ParameterNetwork, world: World, panel: Panel,
 
 
 class StructuralTwin:
-    """A TwinModel (envs/offers/twin/twin_model.py) with the world's equations: G gives each customer's parameters.
+    """Makes and fits the members of a twin: the world's equations, in which G gives each customer's parameters.
 
     Where the log has the states, rounds of L-BFGS go on until the likelihood of held-out customers no longer grows;
     where the environment's view hides them, `hidden_states` fits G. `hidden` are the sizes of G's hidden layers;
@@ -55,8 +55,6 @@ class StructuralTwin:
     identify. `reference_size` customers are drawn to compute mean and spread of θ, and the states at the start.
     `score_customers` are those whose scores tell what a log without states identifies.
     """
-
-    unobserved_note = "its parameters are drawn from the priors"
 
     def __init__(
         self,

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from copy import copy
 from dataclasses import fields
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from envs.offers.populations.base import GivenCustomers, Population, Sample, theta_from_matrix, theta_to_matrix
-from envs.offers.twin.feature_network import FeatureNetwork
 from envs.offers.twin.twin_checkpoint import load_twin
 from envs.offers.world.catalogue import Catalogue
 from envs.offers.world.customers import Customers
+from rlcore.networks import mlp
+from rlcore.normalization import Standardizer
 
 SHARES = ("mu", "chi", "pi_plus", "pi_minus", "delta_f", "delta_d")  # parameters from 0 to 1
 POSITIVE = ("phi", "gamma_f", "gamma_h", "rho", "nu")  # parameters that are not below 0
+MIN_STD = 1e-3  # least standard deviation of an input
 LOG_RANGE = 12.0  # all others, logarithms of money among them, are kept within ±
 
 
@@ -32,11 +34,12 @@ def parameter_columns(c: Customers) -> dict[str, list[int]]:
     return columns
 
 
-class ParameterNetwork(FeatureNetwork):
+class ParameterNetwork(nn.Module):
     """G: features [N, F] → θ as a matrix [N, K] (`theta_to_matrix`).
 
-    θ is `middle` [K] plus `spread` [K] times the network's output, kept within each parameter's range. Where the spread
-    is 0, θ is the middle.
+    θ is `middle` [K] plus `spread` [K] times a linear map of the standardised features, kept within each parameter's
+    range. With `hidden` layers a perceptron is added to the linear map, which is zero before a fit. Where the spread is
+    0, θ is the middle.
     """
 
     middle: Tensor
@@ -47,7 +50,13 @@ class ParameterNetwork(FeatureNetwork):
     starts_warm = False  #: whether a fit goes on from the weights of another, and keeps the scale of its inputs
 
     def __init__(self, num_features: int, middle: Tensor, spread: Tensor, *, hidden: list[int]):
-        super().__init__(num_features, len(middle), hidden)
+        super().__init__()
+        size = len(middle)
+        self.standardize = Standardizer(num_features, MIN_STD)
+        self.linear = nn.Linear(num_features, size)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+        self.body = mlp([num_features, *hidden, size], nn.Tanh, 0.01) if hidden else None
         self.register_buffer("middle", middle.float())
         self.register_buffer("spread", spread.float())
         self.register_buffer("alpha_sd", torch.zeros(()))
@@ -56,9 +65,44 @@ class ParameterNetwork(FeatureNetwork):
         self.bounds[0, [k for name in (*SHARES, *POSITIVE) for k in columns[name]]] = 0.0
         self.bounds[1, [k for name in SHARES for k in columns[name]]] = 1.0
 
+    def fit_scale(self, features: Tensor) -> None:
+        """Standardise by the moments of features [N, F] from now on."""
+        self.standardize.fit(features)
+
     def forward(self, features: Tensor) -> Tensor:
+        z = self.standardize(features)
+        apart = self.linear(z) if self.body is None else self.linear(z) + self.body(z)
         low, high = self.bounds
-        return (self.middle + self.spread * super().forward(features)).clamp(low, high)
+        return (self.middle + self.spread * apart).clamp(low, high)
+
+
+def network_of(weights: dict[str, Tensor]) -> ParameterNetwork:
+    """Return the network of stored weights, whose shapes tell its sizes."""
+    num_features, size = len(weights["standardize.mean"]), len(weights["middle"])
+    hidden = [len(x) for name, x in weights.items() if name.startswith("body.") and name.endswith(".bias")][:-1]
+    network = ParameterNetwork(num_features, torch.zeros(size), torch.zeros(size), hidden=hidden)
+    network.load_state_dict(weights)
+    return network
+
+
+def fitted_networks(twin: dict, where: str, *, num_features: int, channels: int) -> list[ParameterNetwork]:
+    """Return the fitted members of a twin's stored state, for customers of so many features and channels.
+
+    Raises ValueError, which begins with `where`, if the twin was fitted to other numbers of them.
+    """
+    members = twin["members"][: twin["iteration"]]
+    features, omega = len(members[0]["standardize.mean"]), theta_from_matrix(members[0]["middle"][None]).omega
+    if features != num_features:
+        raise ValueError(f"{where}: fitted to customers of {features} features, here they have {num_features}")
+    if len(omega) != channels:
+        raise ValueError(f"{where}: fitted to a catalogue of {len(omega)} channels, here it has {channels}")
+    return [network_of(weights) for weights in members]
+
+
+@torch.no_grad()
+def mean_theta(networks: Iterable[nn.Module], features: Tensor) -> Tensor:
+    """Return the members' mean θ of customers with features [N, F], float32 [N, K]."""
+    return torch.stack([network(features.float()) for network in networks]).mean(0)
 
 
 class TwinPopulation:
@@ -80,24 +124,14 @@ class TwinPopulation:
             self._load(path, catalogue)
 
     def _load(self, path: str, catalogue: Catalogue) -> None:
-        where = f"env.population.path={path}"
-        twin = load_twin(path, "env.population.path")["agent"]
+        key = "env.population.path"
+        twin = load_twin(path, key)["agent"]
         if twin["env"]["population"]:
             self.base.load_state_dict(twin["env"]["population"])  # the networks' features, whatever table is here
-        first = twin["members"][0]
-        num_features, size = len(first["standardize.mean"]), len(first["middle"])
-        if num_features != self.num_features:
-            raise ValueError(
-                f"{where}: fitted to customers of {num_features} features, here they have {self.num_features}"
-            )
-        channels, here = len(theta_from_matrix(first["middle"][None]).omega), len(catalogue.channels)
-        if channels != here:
-            raise ValueError(f"{where}: fitted to a catalogue of {channels} channels, here it has {here}")
         self.fixed_columns = twin["fixed_columns"]
-        for weights in twin["members"][: twin["iteration"]]:
-            network = ParameterNetwork(num_features, torch.zeros(size), torch.zeros(size), hidden=twin["hidden"])
-            network.load_state_dict(weights)
-            self.networks.append(network)
+        self.networks = fitted_networks(
+            twin, f"{key}={path}", num_features=self.num_features, channels=len(catalogue.channels)
+        )
 
     @property
     def num_features(self) -> int:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from envs.offers.policies.information import LOG
 from envs.offers.populations.base import Sample, theta_from_matrix
-from envs.offers.twin.structural_model import ParameterNetwork
+from envs.offers.twin.structural_model import ParameterNetwork, fitted_networks, mean_theta, network_of
 from envs.offers.twin.twin_checkpoint import load_twin
 from envs.offers.world.customers import Customers
 
@@ -16,7 +15,7 @@ class TwinTheta:
     """Estimates θ by the members of a twin; `path` is a checkpoint of algo=twin.
 
     A parameter that the twin left to the priors has their mean. Raises ValueError where the checkpoint is of another
-    algorithm, or was fitted to other features than those of `sample`. Without a sample, the members come by
+    algorithm, or was fitted to other features or channels than those of `sample`. Without a sample, the members come by
     `load_state_dict`.
     """
 
@@ -26,25 +25,14 @@ class TwinTheta:
         self.networks: list[ParameterNetwork] = []
         if sample is None:
             return
-        where = "env.observation.theta.path"
-        twin = load_twin(path, where)["agent"]
-        first = twin["members"][0]
-        num_features, size = len(first["standardize.mean"]), len(first["middle"])
-        if num_features != sample.features.shape[1]:
-            raise ValueError(
-                f"{where}={path}: fitted to customers of {num_features} features, here they have "
-                f"{sample.features.shape[1]}"
-            )
-        for weights in twin["members"][: twin["iteration"]]:
-            network = ParameterNetwork(num_features, torch.zeros(size), torch.zeros(size), hidden=twin["hidden"])
-            network.load_state_dict(weights)
-            self.networks.append(network.to(sample.features.device))
+        key, features = "env.observation.theta.path", sample.features
+        twin, channels = load_twin(path, key)["agent"], len(sample.customers.omega)
+        networks = fitted_networks(twin, f"{key}={path}", num_features=features.shape[1], channels=channels)
+        self.networks = [network.to(features.device) for network in networks]
 
-    @torch.no_grad()
     def __call__(self, features: Tensor) -> Customers:
         """Estimate the parameters of customers with features [N, F]."""
-        x = features.float()
-        return theta_from_matrix(torch.stack([network(x) for network in self.networks]).mean(0))
+        return theta_from_matrix(mean_theta(self.networks, features))
 
     def state_dict(self) -> dict:
         """Return the members' weights."""
@@ -56,10 +44,3 @@ class TwinTheta:
             self.networks = [network_of(state[str(k)]) for k in range(len(state))]
         for k, network in enumerate(self.networks):
             network.load_state_dict(state[str(k)])
-
-
-def network_of(weights: dict[str, Tensor]) -> ParameterNetwork:
-    """Return an unfitted network of the sizes of its `state_dict`'s weights."""
-    num_features, size = len(weights["standardize.mean"]), len(weights["middle"])
-    hidden = [len(x) for name, x in weights.items() if name.startswith("body.") and name.endswith(".bias")][:-1]
-    return ParameterNetwork(num_features, torch.zeros(size), torch.zeros(size), hidden=hidden)

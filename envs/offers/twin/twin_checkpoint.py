@@ -10,7 +10,8 @@ KIND = "structural"  # what a checkpoint of algo=twin says of its members
 def load_twin(path: str, key: str) -> dict:
     """Load the checkpoint of a twin that the configuration's `key` names.
 
-    Raises ValueError where there is no path, no checkpoint, another algorithm's, or one of an earlier version.
+    Raises ValueError where there is no path, no checkpoint, another algorithm's, one of an earlier version, or one
+    without a fitted member.
     """
     if not path:
         raise ValueError(f"{key}: expected the path of a checkpoint of algo=twin, as in {key}=outputs/…/checkpoint.pt")
@@ -21,4 +22,6 @@ def load_twin(path: str, key: str) -> dict:
         raise ValueError(
             f"{key}={path}: expected a checkpoint of algo=twin of this version, got one of an earlier version"
         )
+    if not state["agent"]["iteration"]:
+        raise ValueError(f"{key}={path}: expected a twin with at least one fitted member, got none")
     return state

@@ -9,11 +9,11 @@ Usage:
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from envs.data_collection import LoggingPolicy
 from envs.offers.env import OffersEnv
@@ -29,6 +29,7 @@ from envs.offers.twin.checks.report import TwinEvaluator
 from envs.offers.twin.ensemble import TwinEnsemble
 from envs.offers.twin.hidden_states.identification import parameter_names
 from envs.offers.twin.structural_fit import StructuralTwin
+from envs.offers.twin.structural_model import mean_theta
 from envs.offers.world.customers import Customers
 from rlcore.offline.logged_dataset import LoggedDataset
 from scripts.benchmarks.common.display import show, table_of
@@ -82,19 +83,13 @@ def run(
     return found
 
 
-def mean_theta(members: Iterable[nn.Module], features: Tensor) -> Tensor:
-    """Return the members' mean θ of customers with features [N, F], [N, K]."""
-    with torch.no_grad():
-        return torch.stack([member(features.float()) for member in members]).mean(0).double()
-
-
 def compare_parameters(
     model: TwinEnsemble, kind: StructuralTwin, evaluator: TwinEvaluator, new: int, device: torch.device
 ) -> dict[str, dict]:
     """Return each parameter's correlation, error and bias over new customers, in standard deviations of the prior."""
     sample = model.env.population.draw(new, torch.Generator(device).manual_seed(99), "test")
     truth = theta_to_matrix(sample.customers)
-    z = mean_theta(model.fitted_members, sample.features)
+    z = mean_theta(model.fitted_members, sample.features).double()
     names = parameter_names(kind.columns, model.env.world.catalogue.channels)
     report = evaluator.parameters(model)
     rows = {}
@@ -133,7 +128,7 @@ def planning_scores(env: OffersEnv, model: TwinEnsemble) -> dict:
     bound = evaluator.solve_bound(market)
 
     def theta(features: Tensor) -> Customers:
-        return theta_from_matrix(mean_theta(model.fitted_members, features))
+        return theta_from_matrix(mean_theta(model.fitted_members, features).double())
 
     records = {
         name: evaluator.simulate(policy, market, bound, evaluator.seasons, TEST_SEASONS)

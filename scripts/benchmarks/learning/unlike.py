@@ -31,6 +31,7 @@ from envs.offers.policies.rollover import planning_policy
 from envs.offers.populations.base import theta_from_matrix
 from envs.offers.twin.checks.report import TwinEvaluator
 from envs.offers.twin.ensemble import TwinEnsemble
+from envs.offers.twin.structural_model import mean_theta
 from envs.offers.unlike.season import draw_uniforms, incremental_profit
 from envs.offers.world.catalogue import Catalogue
 from envs.offers.world.customers import CustomerState
@@ -44,7 +45,7 @@ from rlcore.training_loop import TrainingLoop
 from scripts.benchmarks.common.display import show, table_of
 from scripts.benchmarks.common.logs import log_seasons
 from scripts.benchmarks.common.trained import store
-from scripts.benchmarks.learning.recovery import ON_TWIN, mean_theta
+from scripts.benchmarks.learning.recovery import ON_TWIN
 
 RULE = "frequent buyers"
 
@@ -171,7 +172,7 @@ def policies_on_twin(
     world, start = evaluator.world, evaluator.start_belief()
 
     def on_twin(base: EvaluationMarket) -> EvaluationMarket:
-        theta = theta_from_matrix(mean_theta(model.fitted_members, base.features))
+        theta = theta_from_matrix(mean_theta(model.fitted_members, base.features).double())
         return base.with_customers(world.inhabit(theta), world)
 
     def myopic(base: EvaluationMarket, fee: float) -> KnapsackPolicy:

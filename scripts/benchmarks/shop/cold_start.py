@@ -31,9 +31,10 @@ from envs.offers.policies.baselines import NoContact, RandomContacts
 from envs.offers.policies.rollover import planning_policy
 from envs.offers.populations.parameter_regression import ParameterRegression
 from envs.offers.twin.ensemble import TwinEnsemble
+from envs.offers.twin.structural_model import mean_theta
 from rlcore.runs import checkpoint
 from scripts.benchmarks.common.display import show, table_of
-from scripts.benchmarks.learning.recovery import ON_TRUTH, mean_theta
+from scripts.benchmarks.learning.recovery import ON_TRUTH
 from scripts.benchmarks.shop import made_up_shop
 from scripts.benchmarks.shop.first_weeks import Believed, Choice, NewShop
 from scripts.benchmarks.shop.judge import Judge
@@ -180,7 +181,7 @@ def judged_twin(
     started = time.process_time()
     twin = made_up_shop.fit_twin(setting.make_twin, env, log, setting.seed, folder / "twin.pt", None)
     seconds = time.process_time() - started
-    theta = mean_theta(twin.fitted_members, judge.features(env))
+    theta = mean_theta(twin.fitted_members, judge.features(env)).double()
     seasons = judge.simulate(judge.plan(theta, setting.believed.start_belief()))
     ahead = {name: judge.ahead(seasons, others[name]) for name in (RULES, PRIORS)}
     return {**judge.summary(seasons), "ahead_of": ahead, "seconds": seconds}

@@ -214,7 +214,7 @@ class TwinEvaluator:
     def warnings(self, twin: TwinEnsemble) -> list[str]:
         """List the reasons why the log may mislead the twin."""
         unobserved = [
-            f"{name.replace('_', '-')} never happens in the log: {twin.twin.unobserved_note}"
+            f"{name.replace('_', '-')} never happens in the log: its parameters are drawn from the priors"
             for name in twin.unobserved_outcomes
         ]
         propensities = propensity_warnings(twin.panel, self.env, self.level)

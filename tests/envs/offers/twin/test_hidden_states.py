@@ -335,7 +335,7 @@ def test_alpha_may_be_left_to_the_priors_where_a_fit_goes_on_from_another():
     model.set_dataset(log)
     model.setup(None, lambda: False)
     assert model.iterate(0.0)["twin/held_out"].isfinite() and model.members[0].alpha_sd == 0
-    assert all(p.isfinite().all() for p in model.members.parameters())
+    assert all(p.isfinite().all() for member in model.members for p in member.parameters())
 
 
 def test_whom_an_earlier_twin_was_fitted_to_is_not_held_out():

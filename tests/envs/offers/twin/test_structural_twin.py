@@ -318,6 +318,10 @@ def test_bad_input_is_one_line(saved, tmp_path):
     checkpoint.save(path, state)
     with pytest.raises(ValueError, match="fitted to customers of 7 features, here they have 24"):
         environment_on_twin(path)
+    state["agent"]["iteration"] = 0
+    checkpoint.save(path, state)
+    with pytest.raises(ValueError, match="expected a twin with at least one fitted member, got none"):
+        environment_on_twin(path)
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from envs.offers.evaluation.simulation import EvaluationMarket
 from envs.offers.policies.base import SeasonPolicy
-from envs.offers.policies.margins_seen import MarginsSeenPolicy
+from envs.offers.policies.wrappers import MarginsSeenPolicy
 
 
 class Estimates(NamedTuple):

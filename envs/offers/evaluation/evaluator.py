@@ -9,21 +9,21 @@ from functools import cached_property
 from torch import Tensor
 
 from envs.offers.constraints.budget import Budget
+from envs.offers.evaluation.calibration import calibrate_spend
 from envs.offers.evaluation.estimates import Estimates
 from envs.offers.evaluation.profit_decomposition import paired_difference, summarise_seasons
 from envs.offers.evaluation.report import FEE_TUNED, OffersReport, twin_members_report
 from envs.offers.evaluation.season_evaluator import POSTERIOR_DRAWS, REGRESSION_CUSTOMERS, SeasonEvaluator
 from envs.offers.evaluation.simulation import EvaluationMarket, SeasonRecord, simulate_season
-from envs.offers.evaluation.spend_calibration import calibrate_spend
 from envs.offers.planning.lagrangian_bound import Bound, dual
 from envs.offers.planning.state_values import StateValues
 from envs.offers.policies.base import SeasonPolicy
 from envs.offers.policies.baselines import KnapsackPolicy, ResponseRanking
 from envs.offers.policies.bayes_planner import BayesPlanner
 from envs.offers.policies.belief_planner import BeliefPlanner, BeliefRanking, BeliefView
-from envs.offers.policies.calibrated_spend import with_calibrated_spend
 from envs.offers.policies.information import COUNTS, FEATURES, ORACLE, REGRESSION_LABELS, STATES, Information
 from envs.offers.policies.rollover import plan_at_prices, planning_policy, values_at_prices, with_carried_money
+from envs.offers.policies.wrappers import with_calibrated_spend
 from envs.offers.populations.base import Population, Sample
 from envs.offers.populations.parameter_regression import ParameterRegression, prior_draws
 from envs.offers.twin.structural_model import TwinPopulation
@@ -55,7 +55,7 @@ class OffersEvaluator(SeasonEvaluator[Bound, Population]):
             contacts=market.contact_policy.contacts,
         )
 
-    def members(self) -> Sequence[Population]:
+    def members(self) -> Sequence[TwinPopulation]:
         """Return the population under each member of its twin, if it has one."""
         population = self.env.population
         return population.members() if isinstance(population, TwinPopulation) else []

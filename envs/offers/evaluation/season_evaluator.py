@@ -14,7 +14,7 @@ from torch import Tensor
 
 from envs.offers.constraints.budget import Budget
 from envs.offers.constraints.budget_rules import BudgetRule
-from envs.offers.evaluation.price_calibration import calibrate_price_drift, calibrate_price_path
+from envs.offers.evaluation.calibration import calibrate_price_drift, calibrate_price_path
 from envs.offers.evaluation.simulation import EvaluationMarket, SeasonRecord
 from envs.offers.evaluation.validation import Validation
 from envs.offers.planning.lagrangian_bound import Bound
@@ -22,7 +22,8 @@ from envs.offers.policies.base import SeasonPolicy
 from envs.offers.policies.baselines import NoContact, RandomContacts, ResponseRanking
 from envs.offers.policies.information import by_group
 from envs.offers.policies.learned import DeployedPolicy, ValueKnapsackPolicy, deploy_policy
-from envs.offers.policies.rollover import ReservationPricePolicy, carry_over_value
+from envs.offers.policies.rollover import carry_over_value
+from envs.offers.policies.wrappers import ReservationPricePolicy
 from envs.offers.populations.base import Population
 from rlcore.network_algorithm import NetworkAlgorithm
 from rlcore.runs.progress import tracked

@@ -3,7 +3,8 @@
 from envs.offers.policies.base import SeasonPolicy
 from envs.offers.policies.baselines import KnapsackPolicy, NoContact, RandomContacts, ResponseRanking
 from envs.offers.policies.learned import DeployedPolicy, deploy_policy
-from envs.offers.policies.rollover import ReservationPricePolicy, planning_policy
+from envs.offers.policies.rollover import planning_policy
+from envs.offers.policies.wrappers import ReservationPricePolicy
 
 __all__ = [
     "DeployedPolicy",

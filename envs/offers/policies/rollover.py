@@ -1,4 +1,4 @@
-"""A budget that rolls over: the later value of carried money, and policies that do not spend below this price."""
+"""Plans at dual prices and, for a budget that rolls over, the prices of the weeks and the value of carried money."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from envs.offers.constraints.contact_policy import ContactOptions
 from envs.offers.planning.batching import plan_in_batches, recompute
 from envs.offers.planning.knapsack import Increments, clear
 from envs.offers.planning.lagrangian_bound import Bound
@@ -17,7 +16,7 @@ from envs.offers.policies.base import SeasonPolicy
 from envs.offers.policies.baselines import KnapsackPolicy
 from envs.offers.policies.belief_planner import BeliefPlanner, BeliefView
 from envs.offers.policies.information import Information
-from envs.offers.world.customers import CustomerState
+from envs.offers.policies.wrappers import ReservationPricePolicy
 
 if TYPE_CHECKING:
     from envs.offers.evaluation.simulation import EvaluationMarket
@@ -50,24 +49,6 @@ def pooled_price(weeks: list[Increments], budget: Tensor, pool: list[int]) -> fl
 def carry_over_value(path: Tensor) -> Tensor:
     """Return the value of a unit of money left over in each week, [T]: the next week's price, 0 after the last."""
     return torch.cat((path[1:], torch.zeros_like(path[:1])))
-
-
-class ReservationPricePolicy:
-    """A policy without the increments that earn less a unit than its reservation price of the week, [T]."""
-
-    def __init__(self, policy: SeasonPolicy, reservation_price: Tensor):
-        self.policy, self.reservation_price = policy, reservation_price
-        self.information, self.view = policy.information, policy.view
-
-    def increments(self, week: int, state: CustomerState, options: ContactOptions) -> Increments:
-        """Return the policy's increments from the reservation price up."""
-        steps = self.policy.increments(week, state, options)
-        worthwhile = steps.price >= self.reservation_price[week]
-        return steps._replace(price=torch.where(worthwhile, steps.price, -torch.inf))
-
-    def marginal_price(self, price: Tensor) -> Tensor:
-        """Return the marginal value of money in weeks that cleared at prices [T]: at least the reservation price."""
-        return torch.maximum(price, self.reservation_price.to(price))
 
 
 def planning_policy(
@@ -114,16 +95,3 @@ def plan_at_prices(
         return KnapsackPolicy(customers, world, information, values=known, fee=0.0, scarcity=bound.scarcity)
     view = BeliefView(customers, world, start)
     return BeliefPlanner(customers, world, information, view, fee=0.0, values=known, scarcity=bound.scarcity)
-
-
-class RecordingPolicy:
-    """A policy that keeps the increments of every week in `weeks`."""
-
-    def __init__(self, policy: SeasonPolicy):
-        self.policy, self.information, self.view = policy, policy.information, policy.view
-        self.weeks: list[Increments] = []
-
-    def increments(self, week: int, state: CustomerState, options: ContactOptions) -> Increments:
-        """Return the policy's increments, and keep them."""
-        self.weeks.append(self.policy.increments(week, state, options))
-        return self.weeks[-1]

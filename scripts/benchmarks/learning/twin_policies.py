@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 
 from envs.offers.env import OffersEnv
+from envs.offers.evaluation.calibration import calibrate_price_drift
 from envs.offers.evaluation.evaluator import OffersEvaluator
-from envs.offers.evaluation.price_calibration import calibrate_price_drift
 from envs.offers.evaluation.season_evaluator import TEST_SEASONS
 from envs.offers.twin.theta_estimate import TwinTheta
 from rlcore.network_algorithm import NetworkAlgorithm

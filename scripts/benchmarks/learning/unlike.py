@@ -17,8 +17,8 @@ from torch import Tensor
 from envs.data_collection import LoggingPolicy
 from envs.offers.constraints.contact_policy import ContactOptions
 from envs.offers.env import OffersEnv
+from envs.offers.evaluation.calibration import calibrate_price_drift
 from envs.offers.evaluation.evaluator import OffersEvaluator
-from envs.offers.evaluation.price_calibration import calibrate_price_drift
 from envs.offers.evaluation.season_evaluator import TEST_MARKET, TEST_SEASONS
 from envs.offers.evaluation.simulation import EvaluationMarket
 from envs.offers.planning.knapsack import Increments, ranked

@@ -25,9 +25,9 @@ from torch import Tensor
 
 from envs.offers.constraints.contact_policy import ContactOptions
 from envs.offers.env import OffersEnv
+from envs.offers.evaluation.calibration import calibrate_price_drift
 from envs.offers.evaluation.estimates import Estimates
 from envs.offers.evaluation.evaluator import OffersEvaluator
-from envs.offers.evaluation.price_calibration import calibrate_price_drift
 from envs.offers.example_shop.yaml_files import GAP_SHARE, SENDING_SHARE
 from envs.offers.planning.knapsack import Increments, ranked
 from envs.offers.policies.base import SeasonPolicy, View

@@ -23,7 +23,8 @@ from envs.offers.planning.lagrangian_bound import dual
 from envs.offers.policies.base import StateView
 from envs.offers.policies.baselines import KnapsackPolicy
 from envs.offers.policies.information import ORACLE, UNINFORMED
-from envs.offers.policies.rollover import ReservationPricePolicy, carry_over_value, price_path
+from envs.offers.policies.rollover import carry_over_value, price_path
+from envs.offers.policies.wrappers import ReservationPricePolicy
 from reference_bound import DUAL_SOLVER, FIVE_ACTIONS, linear_program, no_contact_profit, with_budget
 from small_offers import small_evaluation
 

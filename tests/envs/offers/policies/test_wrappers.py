@@ -12,8 +12,8 @@ from envs.offers.planning.dynamic_program import best_plan, no_contact_values
 from envs.offers.planning.knapsack import Increments, concat_increments
 from envs.offers.policies.baselines import KnapsackPolicy
 from envs.offers.policies.information import COUNTS, FEATURES, MARGINS, Information
-from envs.offers.policies.margins_seen import MarginsSeenPolicy
 from envs.offers.policies.rollover import values_at_prices
+from envs.offers.policies.wrappers import MarginsSeenPolicy
 from envs.offers.world.history import History
 
 SMALL = ["env.num_agents=8", "env.population.reference_size=500", "env.evaluation.regression_customers=500"]

@@ -6,13 +6,12 @@ import pytest
 import torch
 
 from envs.offers.constraints.budget_rules import ExpectedSpend
+from envs.offers.evaluation.calibration import calibrate_spend
 from envs.offers.evaluation.profit_decomposition import summarise_spending
-from envs.offers.evaluation.spend_calibration import calibrate_spend
 from envs.offers.planning.knapsack import Increments
 from envs.offers.policies.baselines import KnapsackPolicy
-from envs.offers.policies.calibrated_spend import CalibratedSpendPolicy, with_calibrated_spend
 from envs.offers.policies.information import ORACLE
-from envs.offers.policies.rollover import ReservationPricePolicy
+from envs.offers.policies.wrappers import CalibratedSpendPolicy, ReservationPricePolicy, with_calibrated_spend
 from envs.offers.world.history import History
 from small_offers import small_evaluation
 

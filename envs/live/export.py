@@ -20,7 +20,7 @@ from envs.live.graph import make_decide, to_onnx
 from envs.live.package import Package
 from envs.live.package_files import EXAMPLES, GRAPH, MANIFEST, MANIFEST_SUM, OBSERVATION, graph_notes
 from envs.offers.env import OffersEnv
-from envs.offers.evaluation.season_evaluator import SeasonEvaluator
+from envs.offers.evaluation.evaluator import OffersEvaluator
 from rlcore.algorithm import Algorithm
 from rlcore.network_algorithm import NetworkAlgorithm
 from rlcore.runs import checkpoint
@@ -99,7 +99,7 @@ def package_files(
     columns, transform = columns_of(env.population, env)
     decide = make_decide(env, agent, transform.to_module())
     evaluator = env.evaluation(env)
-    assert isinstance(evaluator, SeasonEvaluator)  # that of an OffersEnv
+    assert isinstance(evaluator, OffersEvaluator)  # that of an OffersEnv
     prices = evaluator.prices.float()
     today = "2000-01-01" if any(column.kind == DATES for column in columns) else None
     table = draw_table(columns, transform, today, seed)

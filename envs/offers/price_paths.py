@@ -1,4 +1,4 @@
-"""The prices of money that agents are trained under: a price path for each season."""
+"""The prices of money: a path for each season of training, and the grid at which policies are evaluated."""
 
 from __future__ import annotations
 
@@ -43,3 +43,16 @@ def draw_price_paths(
     drift = uniform(*drift_range)
     deviation = noise * torch.randn(len(week), n, generator=generator, device=device)
     return (level + drift * (week - (weeks - 1) / 2) + deviation).exp(), drift
+
+
+def price_grid_of(options: dict, device: torch.device) -> Tensor:
+    """Return falling prices [points], log-spaced from `high` to `low`, at which a policy is evaluated.
+
+    Raises ValueError where the grid is empty.
+    """
+    low, high, points = options["low"], options["high"], options["points"]
+    if low >= high:
+        raise ValueError(
+            f"env.evaluation.price_grid.low: expected less than env.evaluation.price_grid.high, {high}, got {low}"
+        )
+    return torch.logspace(math.log10(high), math.log10(low), points, device=device)

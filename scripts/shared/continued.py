@@ -11,8 +11,8 @@ from omegaconf import DictConfig
 
 from envs.configuration import instantiate_stored
 from envs.logged.evaluation import LogEvaluator
-from envs.offers.evaluation.before_after import compare_in_market
-from envs.offers.evaluation.season_evaluator import SeasonEvaluator
+from envs.offers.evaluation.evaluator import OffersEvaluator
+from envs.offers.evaluation.two_policies import compare_in_market
 from envs.offers.logs import send_log
 from rlcore.algorithm import Algorithm
 from rlcore.network_algorithm import NetworkAlgorithm
@@ -93,7 +93,7 @@ class MarketAges:
         "have learned from them; validation customers, of the training side, chose the policy that is kept"
     )
 
-    def __init__(self, origin: Origin, device: torch.device, evaluator: SeasonEvaluator):
+    def __init__(self, origin: Origin, device: torch.device, evaluator: OffersEvaluator):
         evaluators, self.old = [], []
         for stage in origin.seen:
             paths = [check_unchanged(origin.path, key, file) for key, file in stage["data"].items()]
@@ -102,7 +102,7 @@ class MarketAges:
                 env.load_fitted(origin.agent["env"])
             evaluators.append(env.evaluation(env))
             self.old.append(", ".join(paths) or "drawn customers")
-        self.evaluators: dict[str, SeasonEvaluator] = by_age([*evaluators, evaluator])
+        self.evaluators: dict[str, OffersEvaluator] = by_age([*evaluators, evaluator])
 
     def choose(self, before: NetworkAlgorithm, after: NetworkAlgorithm) -> dict[str, tuple[float, float]]:
         """Return the validation scores of both policies."""
@@ -135,7 +135,7 @@ class Continuation:
             before.load_policy(origin.agent)
         if cfg.log and isinstance(evaluator, LogEvaluator):
             return cls(origin, before, algorithm, LogAges(origin, algorithm.env, cfg.log, evaluator))
-        if not cfg.log and isinstance(evaluator, SeasonEvaluator):
+        if not cfg.log and isinstance(evaluator, OffersEvaluator):
             return cls(origin, before, algorithm, MarketAges(origin, algorithm.env.device, evaluator))
         expected = "env/evaluation=log, which judges on logs of two sides" if cfg.log else "env=offers or offers_twin"
         raise ValueError(f"resume={origin.path}: nothing can judge on old and new data: expected {expected}")

@@ -2,44 +2,106 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import replace
-from functools import cached_property
+from functools import partial
+from typing import Any
 
-from torch import Tensor
+import torch
 
 from envs.offers.constraints.budget import Budget
-from envs.offers.evaluation.calibration import calibrate_spend
-from envs.offers.evaluation.estimates import Estimates
+from envs.offers.constraints.budget_rules import BudgetRule
+from envs.offers.evaluation.calibration import calibrate_price_drift, calibrate_price_path
+from envs.offers.evaluation.on_estimates import PoliciesOnEstimates
 from envs.offers.evaluation.profit_decomposition import paired_difference, summarise_seasons
-from envs.offers.evaluation.report import FEE_TUNED, OffersReport, twin_members_report
-from envs.offers.evaluation.season_evaluator import POSTERIOR_DRAWS, REGRESSION_CUSTOMERS, SeasonEvaluator
+from envs.offers.evaluation.report import OffersReport, twin_members_report
 from envs.offers.evaluation.simulation import EvaluationMarket, SeasonRecord, simulate_season
+from envs.offers.evaluation.streams import CALIBRATION_SEASON, FEE_SEASONS, TEST_MARKET, TEST_SEASONS, TUNING_MARKET
+from envs.offers.evaluation.two_policies import compare_with_myopic
+from envs.offers.evaluation.validation import Validation
 from envs.offers.planning.lagrangian_bound import Bound, dual
-from envs.offers.planning.state_values import StateValues
 from envs.offers.policies.base import SeasonPolicy
-from envs.offers.policies.baselines import KnapsackPolicy, ResponseRanking
-from envs.offers.policies.bayes_planner import BayesPlanner
-from envs.offers.policies.belief_planner import BeliefPlanner, BeliefRanking, BeliefView
-from envs.offers.policies.information import COUNTS, FEATURES, ORACLE, REGRESSION_LABELS, STATES, Information
-from envs.offers.policies.rollover import plan_at_prices, planning_policy, values_at_prices, with_carried_money
-from envs.offers.policies.wrappers import with_calibrated_spend
-from envs.offers.populations.base import Population, Sample
-from envs.offers.populations.parameter_regression import ParameterRegression, prior_draws
+from envs.offers.policies.baselines import KnapsackPolicy, NoContact, RandomContacts, ResponseRanking
+from envs.offers.policies.information import ORACLE, by_group
+from envs.offers.policies.learned import DeployedPolicy, ValueKnapsackPolicy, deploy_policy
+from envs.offers.policies.rollover import carry_over_value, planning_policy
+from envs.offers.policies.wrappers import ReservationPricePolicy
+from envs.offers.populations.base import Population
+from envs.offers.price_paths import price_grid_of
 from envs.offers.twin.structural_model import TwinPopulation
-from envs.offers.world.belief_observation import start_marginals
 from rlcore.network_algorithm import NetworkAlgorithm
+from rlcore.runs.progress import tracked
 
 
-class OffersEvaluator(SeasonEvaluator[Bound, Population]):
-    """Compare policies in the world of an OffersEnv; a score is a share of what is provably attainable."""
+class OffersEvaluator:
+    """Compare policies on customers of an OffersEnv that no policy was trained on, by common random numbers.
+
+    A score is a share of what is provably attainable, the bound, whose options are `bound`. The table has `customers`
+    and `seasons`; the score during training has `validation` customers. With `paired_validation` it says how far the
+    policy is ahead of planning on θ̂, customer by customer. `tuning_customers`, drawn from the training split, serve to
+    fit the contact fee (one of `fees`, over `tuning_seasons`) and the price drift (over `calibration_seasons`).
+    `price_grid` has the prices at which a learned policy is evaluated. `regression_customers`, `ridge` and
+    `posterior_draws` are those of PoliciesOnEstimates. `frontier` lists further budget shares to compare at;
+    `hard_budget_rule` is the budget rule of a second table, or None.
+    """
+
+    headline = "validation/score"
+
+    def __init__(
+        self,
+        env,
+        *,
+        seed: int,
+        customers: int,
+        seasons: int,
+        validation: int,
+        paired_validation: bool,
+        least_lead: float,
+        tuning_customers: int,
+        tuning_seasons: int,
+        fees: list[float],
+        regression_customers: int,
+        ridge: float,
+        posterior_draws: int,
+        price_grid: dict,
+        calibration_seasons: int,
+        frontier: list[float],
+        bound: dict,
+        hard_budget_rule: BudgetRule | None,
+    ):
+        self.env, self.seed, self.least_lead = env, seed, least_lead
+        self.customers, self.seasons = customers, seasons
+        self.validation = Validation(self, validation, paired=paired_validation)
+        self.tuning_customers, self.tuning_seasons, self.fees = tuning_customers, tuning_seasons, fees
+        self.calibration_seasons, self.frontier, self.bound_options = calibration_seasons, frontier, bound
+        self.hard_budget_rule = None if hard_budget_rule == env.budget.rule else hard_budget_rule
+        if self.hard_budget_rule:
+            self.hard_budget_rule.check(env.world.catalogue)
+        self.world = env.world.to(env.device, torch.float64)
+        self.on_estimates = PoliciesOnEstimates(
+            self, regression_customers=regression_customers, ridge=ridge, posterior_draws=posterior_draws
+        )
+        self.prices = price_grid_of(price_grid, env.device)
 
     # ── markets ─────────────────────────────────────────────────────────────────────────────────────────────────────
+    def generator(self, stream: int) -> torch.Generator:
+        """Return the random numbers of a stream, from their start."""
+        return torch.Generator(self.env.device).manual_seed(self.seed * 1000 + stream)
+
     def make_market(
         self, n: int, stream: int, split: str, budget: Budget, population: Population | None = None
     ) -> EvaluationMarket:
         """Draw n customers of a split by a random stream; by default from the environment's population."""
-        return self.draw_market(n, stream, split, budget, population or self.env.population)
+        sample = (population or self.env.population).draw(n, self.generator(stream), split)
+        return EvaluationMarket.from_sample(sample, self.world, budget, self.env.contact_rules)
+
+    def test_market(self, budget: Budget, population: Population | None = None) -> EvaluationMarket:
+        """Return the market of the table, of customers that no policy was trained on."""
+        return self.make_market(self.customers, TEST_MARKET, "test", budget, population)
+
+    def tuning_market(self, budget: Budget, population: Population | None = None) -> EvaluationMarket:
+        """Return the market on which the evaluation fits fees, drifts and price paths."""
+        return self.make_market(self.tuning_customers, TUNING_MARKET, "train", budget, population)
 
     def solve_bound(self, market: EvaluationMarket) -> Bound:
         """Solve the Lagrangian dual of a market."""
@@ -55,139 +117,75 @@ class OffersEvaluator(SeasonEvaluator[Bound, Population]):
             contacts=market.contact_policy.contacts,
         )
 
-    def members(self) -> Sequence[TwinPopulation]:
-        """Return the population under each member of its twin, if it has one."""
-        population = self.env.population
-        return population.members() if isinstance(population, TwinPopulation) else []
+    # ── seasons ─────────────────────────────────────────────────────────────────────────────────────────────────────
+    def simulate(
+        self, policy: SeasonPolicy, market: EvaluationMarket, bound: Bound | None, seasons: int, stream: int
+    ) -> list[SeasonRecord]:
+        """Simulate seasons by the random numbers of a stream."""
+        generator = self.generator(stream)
+        records = [simulate_season(policy, market, market.sample_uniforms(generator), bound) for _ in range(seasons)]
+        if isinstance(policy, ReservationPricePolicy):
+            records = [replace(r, clearing_price=policy.marginal_price(r.clearing_price)) for r in records]
+        return records
+
+    def simulate_calibration_season(self, policy: SeasonPolicy, market: EvaluationMarket) -> SeasonRecord:
+        """Simulate the season on which price drifts and price paths are calibrated."""
+        (record,) = self.simulate(policy, market, None, 1, CALIBRATION_SEASON)
+        return record
 
     # ── policies ────────────────────────────────────────────────────────────────────────────────────────────────────
-    def simulate_season(
-        self, policy: SeasonPolicy, market: EvaluationMarket, u: Tensor, bound: Bound | None
-    ) -> SeasonRecord:
-        """Simulate the season of uniforms u [T, 6, N]."""
-        return simulate_season(policy, market, u, bound)
+    def deploy_at_drift(self, algorithm: NetworkAlgorithm, market: EvaluationMarket, drift: float) -> DeployedPolicy:
+        """Deploy an algorithm's policy in a market; the policy observes the given drift of the price."""
+        return deploy_policy(
+            algorithm, self.env.codec, market.customers, self.world, market.features, prices=self.prices, drift=drift
+        )
+
+    def deploy(
+        self, algorithm: NetworkAlgorithm, market: EvaluationMarket, tuning_market: EvaluationMarket
+    ) -> tuple[SeasonPolicy, dict]:
+        """Deploy an algorithm's policy, calibrated on a tuning market; return the policy and the calibrated prices.
+
+        Calibration finds the price's drift and, where money rolls over, the prices of all weeks.
+        """
+        if not market.rollover:
+            drift = calibrate_price_drift(self, algorithm, tuning_market)
+            return self.deploy_at_drift(algorithm, market, drift), {"drift": drift}
+        drift, path = calibrate_price_path(self, algorithm, tuning_market)
+        policy = ReservationPricePolicy(self.deploy_at_drift(algorithm, market, drift), carry_over_value(path))
+        return policy, {"drift": drift, "planned_prices": path.tolist()}
+
+    def variants(
+        self, algorithm: NetworkAlgorithm, name: str, market: EvaluationMarket, tuning_market: EvaluationMarket
+    ) -> dict[str, SeasonPolicy]:
+        """Return a policy that does not observe the price with a tuned fee and without a budget, by name of the row.
+
+        Where money rolls over there is no row with a fee: prices of later weeks then hold contacts back too.
+        """
+
+        def in_market(market: EvaluationMarket) -> ValueKnapsackPolicy:
+            deployed = self.deploy_at_drift(algorithm, market, 0.0)
+            assert isinstance(deployed, ValueKnapsackPolicy)  # as all that do not observe the price
+            return deployed
+
+        policy = in_market(market)
+        without_budget: dict[str, SeasonPolicy] = {f"{name}, no budget": policy.without_budget()}
+        if market.rollover:
+            return without_budget
+        fee = self.tune_fee(tuning_market, in_market(tuning_market).with_fee)
+        return {f"{name} + fee": policy.with_fee(fee), **without_budget}
+
+    def tune_fee(self, market: EvaluationMarket, make_policy: Callable[[float], SeasonPolicy]) -> float:
+        """Find the fee a contact with which a policy of the market's customers, made for a fee, earns most."""
+
+        def incremental_profit(fee: float) -> float:
+            records = self.simulate(make_policy(fee), market, None, self.tuning_seasons, FEE_SEASONS)
+            return sum(r.incremental_profit.sum().item() for r in records)
+
+        return max(self.fees, key=incremental_profit)
 
     def myopic_policy(self, market: EvaluationMarket, fee: float) -> SeasonPolicy:
         """Return the week's exact knapsack, with a fee a contact."""
         return KnapsackPolicy(market.customers, self.world, ORACLE, values=None, fee=fee)
-
-    @cached_property
-    def _regression_sample(self) -> Sample:
-        return self.env.population.draw(self.regression_customers, self._generator(REGRESSION_CUSTOMERS), "train")
-
-    def predicted_market(self, market: EvaluationMarket) -> EvaluationMarket:
-        """Return a market as a shop sees it: with the parameters θ̂ that its customers' features predict."""
-        regression = ParameterRegression(self._regression_sample, ridge=self.ridge)
-        return market.with_customers(self.world.inhabit(regression(market.features)))
-
-    def estimates(self, market: EvaluationMarket) -> Estimates:
-        """Return what policies on θ̂ plan for in a market.
-
-        Where the view shows what purchases bring, they read a customer's margin off the first one, as the trained
-        policy can.
-        """
-        predicted = self.predicted_market(market)
-        if COUNTS not in self.env.codec.shows:
-            return Estimates(predicted, None)
-        customers = replace(predicted.customers, margin=market.customers.margin)
-        return Estimates(predicted, predicted.with_customers(customers))
-
-    @property
-    def estimator_information(self) -> Information:
-        """What policies on θ̂ are given: states where a view shows them, else beliefs filtered under θ̂."""
-        season = ("beliefs",) if self.env.codec.hides_state else (STATES,)
-        return Information(FEATURES, season, equations=True, training=(REGRESSION_LABELS,))
-
-    def certainty_equivalent_planner(self, market: EvaluationMarket) -> SeasonPolicy:
-        """Plan with the parameters θ̂ that the customers' features predict, as if θ̂ were the true parameters.
-
-        Where the view hides the state, the planner filters it, as in `planning_policy`.
-        """
-        estimates = self.estimates(market)
-        return self.planner_on_estimates(estimates, self.solve_bound(estimates.market))
-
-    def planner_on_estimates(self, estimates: Estimates, bound: Bound) -> SeasonPolicy:
-        """Plan at the dual prices of a market with the parameters θ̂."""
-        start = self.start_belief() if self.env.codec.hides_state else None
-
-        def plan(market: EvaluationMarket) -> SeasonPolicy:
-            values = bound.values if market is estimates.market else values_at_prices(market, bound)
-            return plan_at_prices(market, bound, self.estimator_information, start, values)
-
-        return with_carried_money(estimates.policy(plan), estimates.market, bound)
-
-    def bayes_planner(self, market: EvaluationMarket, bound: Bound) -> SeasonPolicy:
-        """Plan on draws of θ given features, at the prices of the plan on θ̂; the season's counts weight the draws."""
-        sample, generator = self._regression_sample, self._generator(POSTERIOR_DRAWS)
-        theta = prior_draws(sample, market.features, self.posterior_draws, generator, ridge=self.ridge)
-        contacts = market.contact_policy.contacts
-        information = replace(self.estimator_information, season=(STATES, COUNTS))
-        planner = BayesPlanner(
-            theta, self.world, information, prices=bound.prices, scarcity=bound.scarcity, contacts=contacts
-        )
-        return with_carried_money(planner, market, bound)
-
-    def start_belief(self) -> Tensor:
-        """Return the marginals [14] of the state at the start of a season."""
-        return start_marginals(self._regression_sample.state)
-
-    def with_calibrated_spend(self, planner: SeasonPolicy, tuning_market: EvaluationMarket) -> SeasonPolicy:
-        """Correct a θ̂ planner's forecast of spend by what the same plan costs among training customers.
-
-        θ̂ predicts parameters without bias, but not the spend of those whom a plan chooses by them.
-        """
-        factor = calibrate_spend(self, self.certainty_equivalent_planner(tuning_market), tuning_market)
-        return with_calibrated_spend(planner, factor)
-
-    def knapsack_on_estimates(
-        self, predicted: EvaluationMarket, *, fee: float, values: list[StateValues] | None
-    ) -> SeasonPolicy:
-        """Return the week's exact knapsack on θ̂, with a fee a contact and the values V of later weeks, or none."""
-        customers, information = predicted.customers, self.estimator_information
-        if not self.env.codec.hides_state:
-            return KnapsackPolicy(customers, self.world, information, values=values, fee=fee)
-        view = BeliefView(customers, self.world, self.start_belief())
-        return BeliefPlanner(customers, self.world, information, view, values=values, fee=fee)
-
-    def ranking_on_estimates(self, predicted: EvaluationMarket, uplift: bool) -> SeasonPolicy:
-        """Return one of the trade's two rankings, on θ̂."""
-        customers, information = predicted.customers, self.estimator_information
-        if not self.env.codec.hides_state:
-            return ResponseRanking(customers, self.world, uplift=uplift, information=information)
-        view = BeliefView(customers, self.world, self.start_belief())
-        return BeliefRanking(customers, self.world, information, view, uplift=uplift)
-
-    def policies_on_estimates(
-        self, market: EvaluationMarket, tuning_market: EvaluationMarket
-    ) -> dict[str, SeasonPolicy]:
-        """Return the policies on θ̂, by the name of their row; the fee is tuned by what training customers bring."""
-        estimates, tuning = self.estimates(market), self.estimates(tuning_market)
-        bound = self.solve_bound(estimates.market)
-        planner = self.planner_on_estimates(estimates, bound)
-
-        def myopic(estimates: Estimates, fee: float) -> SeasonPolicy:
-            return estimates.policy(lambda market: self.knapsack_on_estimates(market, fee=fee, values=None))
-
-        fee = self.tune_fee(tuning_market, lambda fee: myopic(tuning, fee))
-        policies = {
-            "propensity on θ̂": self.ranking_on_estimates(estimates.market, uplift=False),
-            "uplift rank on θ̂": estimates.policy(lambda market: self.ranking_on_estimates(market, uplift=True)),
-            "myopic knapsack on θ̂": myopic(estimates, 0.0),
-            FEE_TUNED: myopic(estimates, fee),
-            "planning on θ̂": planner,
-            "planning on θ̂, calibrated": self.with_calibrated_spend(planner, tuning_market),
-        }
-        if estimates.market.no_contact_values is not None:
-            policies["one-step lookahead on θ̂"] = estimates.policy(
-                lambda market: self.knapsack_on_estimates(market, fee=0.0, values=market.no_contact_values)
-            )
-        if self.posterior_draws and not self.env.codec.hides_state:
-            policies["Bayes planning"] = self.bayes_planner(market, bound)
-        return policies
-
-    def rival(self, market: EvaluationMarket) -> SeasonPolicy:
-        """Return planning on θ̂, which knows the customers' features too."""
-        return self.certainty_equivalent_planner(market)
 
     def baselines(
         self, market: EvaluationMarket, bound: Bound, tuning_market: EvaluationMarket
@@ -199,52 +197,61 @@ class OffersEvaluator(SeasonEvaluator[Bound, Population]):
         do not fit in memory. Where the view hides the state, planning that knows θ and filters the state is a row of
         its own.
         """
-        policies = {
-            **self.untrained_policies(market, tuning_market),
-            **self.policies_on_estimates(market, tuning_market),
+        customers, world = market.customers, self.world
+        fee = self.tune_fee(tuning_market, partial(self.myopic_policy, tuning_market))
+        policies: dict[str, SeasonPolicy] = {
+            "none": NoContact(),
+            "random": RandomContacts(customers, world, seed=self.seed),
+            "propensity": ResponseRanking(customers, world, uplift=False),
+            "uplift rank": ResponseRanking(customers, world, uplift=True),
+            "myopic knapsack": self.myopic_policy(market, 0.0),
+            "myopic + fee": self.myopic_policy(market, fee),
+            **self.on_estimates.policies(market, tuning_market),
             "planning": planning_policy(market, bound, ORACLE),
         }
         if market.no_contact_values is not None:
             policies["one-step lookahead"] = KnapsackPolicy(
-                market.customers, self.world, ORACLE, values=market.no_contact_values, fee=0.0
+                customers, world, ORACLE, values=market.no_contact_values, fee=0.0
             )
         if self.env.codec.hides_state:
-            blind = replace(ORACLE, season=("beliefs",))
-            policies["planning, states unseen"] = planning_policy(market, bound, blind, self.start_belief())
+            blind, start = replace(ORACLE, season=("beliefs",)), self.on_estimates.start_belief()
+            policies["planning, states unseen"] = planning_policy(market, bound, blind, start)
         return policies
 
     # ── the table ───────────────────────────────────────────────────────────────────────────────────────────────────
-    def summarise(self, records: list[SeasonRecord], market: EvaluationMarket, bound: Bound) -> dict:
-        """Summarise the seasons of one policy as a row of the table."""
-        return summarise_seasons(records, market, bound)
-
-    def paired_difference(
-        self, ours: list[SeasonRecord], theirs: list[SeasonRecord], market: EvaluationMarket, bound: Bound
-    ) -> list[float]:
-        """Return the difference of two policies' scores, customer by customer, and its interval."""
-        return paired_difference(ours, theirs, market, bound)
+    def validate(self, algorithm: NetworkAlgorithm) -> dict[str, float]:
+        """Score the algorithm's policy on a small validation market during training."""
+        return self.validation.score(algorithm)
 
     def evaluate(self, algorithm: NetworkAlgorithm | None, name: str) -> OffersReport:
-        """Compare the algorithm, as the row `name`, with all baselines on new customers; again under the hard rule."""
-        market, tuning_market = self.test_market(self.env.budget), self.tuning_market(self.env.budget)
+        """Compare the algorithm, as the row `name`, with all baselines on new customers; again under the hard rule.
+
+        An algorithm is compared with the myopic knapsack at further budgets, too, and under each member of the
+        population's twin, if it has one.
+        """
+        budget = self.env.budget
+        market, tuning_market = self.test_market(budget), self.tuning_market(budget)
         bound = self.solve_bound(market)
         policies = self.baselines(market, bound, tuning_market)
-        report = self._compare(algorithm, name, policies, market, tuning_market, bound)
+        report = self.compare(algorithm, name, policies, market, tuning_market, bound)
         if self.hard_budget_rule:
             market = replace(market, budget_rule=self.hard_budget_rule)
             tuning_market = replace(tuning_market, budget_rule=self.hard_budget_rule)
-            under_hard_rule = self._compare(algorithm, name, policies, market, tuning_market, bound)
+            under_hard_rule = self.compare(algorithm, name, policies, market, tuning_market, bound)
             report = replace(report, under_hard_rule=under_hard_rule)
         if algorithm is None:
             return report
-        members = self.compare_under_members(algorithm, name)
-        return replace(
-            report,
-            frontier=self._evaluate_frontier(algorithm, name),
-            members=twin_members_report(name, members, self.customers) if members else None,
-        )
+        population = self.env.population
+        twins = population.members() if isinstance(population, TwinPopulation) else []
+        members = [compare_with_myopic(self, algorithm, name, budget, member) for member in twins]
+        frontier = [
+            {"share": share, **compare_with_myopic(self, algorithm, name, budget.with_share(share), None)}
+            for share in self.frontier
+        ]
+        on_members = twin_members_report(name, members, self.customers) if members else None
+        return replace(report, frontier=frontier, members=on_members)
 
-    def _compare(
+    def compare(
         self,
         algorithm: NetworkAlgorithm | None,
         name: str,
@@ -253,9 +260,34 @@ class OffersEvaluator(SeasonEvaluator[Bound, Population]):
         tuning_market: EvaluationMarket,
         bound: Bound,
     ) -> OffersReport:
-        """Compare policies under the market's budget rule."""
+        """Compare policies under the market's budget rule: a row a policy, by information and from the best down.
+
+        `best_rival` of the algorithm is the best of the baselines of equal information, or None.
+        """
+        policies = dict(baselines)
+        calibrated: dict[str, Any] = {}
+        if algorithm is not None:
+            policies[name], calibrated = self.deploy(algorithm, market, tuning_market)
+            if not algorithm.policy.observes_price and market.budget_rule is not self.hard_budget_rule:
+                policies |= self.variants(algorithm, name, market, tuning_market)
+        records = {
+            row: self.simulate(policy, market, bound, self.seasons, TEST_SEASONS)
+            for row, policy in tracked(policies.items(), f"policies, {market.budget_rule}")
+        }
+        rows = {
+            row: {**policy.information.to_metrics(), **summarise_seasons(records[row], market, bound)}
+            for row, policy in policies.items()
+        }
+        if algorithm is not None:
+            rows[name]["ahead_of"] = {
+                row: paired_difference(records[name], records[row], market, bound) for row in rows if row != name
+            }
+            rows[name] |= calibrated
+            ours = policies[name].information
+            rivals = [row for row, policy in baselines.items() if policy.information.is_no_richer_than(ours)]
+            rows[name]["best_rival"] = max(rivals, key=lambda row: rows[row]["score"], default=None)
         return OffersReport(
-            rows=self.compare(algorithm, name, baselines, market, tuning_market, bound),
+            rows=by_group(rows),
             bound=bound,
             customers=len(market),
             seasons=self.seasons,
@@ -264,10 +296,3 @@ class OffersEvaluator(SeasonEvaluator[Bound, Population]):
             excluded_shares=market.contact_policy.shares(),
             least_lead=self.least_lead,
         )
-
-    def _evaluate_frontier(self, algorithm: NetworkAlgorithm, name: str) -> list[dict]:
-        """Compare the algorithm with the myopic knapsack at other budgets, each under its own bound."""
-        return [
-            {"share": share, **self.compare_with_myopic(algorithm, name, self.env.budget.with_share(share), None)}
-            for share in self.frontier
-        ]

@@ -46,10 +46,21 @@ class Sample(NamedTuple):
 class Population(Protocol):
     """A source of the customers of a season."""
 
-    num_features: int  #: F
-    feature_names: list[str]  #: name of each feature
-    columns: dict[str, np.ndarray] | None  #: of H given customers, [H] each, for contact rules; None for drawn ones
-    ids: list[str] | None  #: of the given customers; None for drawn ones
+    @property
+    def num_features(self) -> int:
+        """Number of features F."""
+
+    @property
+    def feature_names(self) -> list[str]:
+        """Names of the features."""
+
+    @property
+    def columns(self) -> dict[str, np.ndarray] | None:
+        """Columns of H given customers, [H] each, for contact rules; None for drawn ones."""
+
+    @property
+    def ids(self) -> list[str] | None:
+        """Ids of the given customers; None for drawn ones."""
 
     @property
     def given(self) -> GivenCustomers | None:

@@ -18,8 +18,9 @@ from torch import Tensor
 from envs.data_collection import LoggingPolicy
 from envs.offers.env import OffersEnv
 from envs.offers.evaluation.evaluator import OffersEvaluator
-from envs.offers.evaluation.season_evaluator import TEST_SEASONS
+from envs.offers.evaluation.profit_decomposition import summarise_seasons
 from envs.offers.evaluation.simulation import EvaluationMarket
+from envs.offers.evaluation.streams import TEST_SEASONS
 from envs.offers.planning.lagrangian_bound import Bound
 from envs.offers.policies.base import SeasonPolicy
 from envs.offers.policies.information import FEATURES, LOG, TRUTH, Information
@@ -112,7 +113,7 @@ def planners(
     theta: Callable[[Tensor], Customers],
 ) -> dict[str, SeasonPolicy]:
     """Return planning under the filtered belief: on the true θ, and on what `theta` makes of the features [N, F]."""
-    start = evaluator.start_belief()
+    start = evaluator.on_estimates.start_belief()
     estimated = market.with_customers(evaluator.world.inhabit(theta(market.features)))
     return {
         TRUE: planning_policy(market, bound, ON_TRUTH, start),
@@ -135,7 +136,7 @@ def planning_scores(env: OffersEnv, model: TwinEnsemble) -> dict:
         for name, policy in planners(evaluator, market, bound, theta).items()
     }
     return {
-        "policies": {name: evaluator.summarise(record, market, bound) for name, record in records.items()},
+        "policies": {name: summarise_seasons(record, market, bound) for name, record in records.items()},
         "share": share_of_rival(records[ESTIMATED], records[TRUE], market, bound),
     }
 

@@ -21,7 +21,7 @@ import torch
 from matplotlib.figure import Figure
 
 from envs.offers.evaluation import EvaluationMarket, OffersEvaluator
-from envs.offers.evaluation.season_evaluator import TEST_SEASONS
+from envs.offers.evaluation.streams import TEST_SEASONS
 from envs.offers.policies.base import SeasonPolicy
 from envs.offers.policies.information import ORACLE
 from envs.offers.policies.rollover import planning_policy

@@ -18,8 +18,8 @@ from rich.table import Table
 from torch import Tensor
 
 from envs.offers.evaluation import EvaluationMarket, OffersEvaluator, SeasonRecord
-from envs.offers.evaluation.profit_decomposition import score_terms, share_of_gap
-from envs.offers.evaluation.season_evaluator import TEST_SEASONS
+from envs.offers.evaluation.profit_decomposition import score_terms, share_of_gap, summarise_seasons
+from envs.offers.evaluation.streams import TEST_SEASONS
 from envs.offers.planning.lagrangian_bound import Bound
 from envs.offers.policies.base import SeasonPolicy
 from envs.offers.policies.information import ORACLE
@@ -83,9 +83,9 @@ def run(
     compared = {name: setting.simulate(planners[name]()) for name in rivals}
     trained = {path: setting.deploy(algorithm) for path, algorithm in zip(checkpoints, algorithms)}
     by_true_spend = [setting.deploy(with_true_spend(algorithm)) for algorithm in algorithms]
-    rows = {name: evaluator.summarise(records, market, setting.bound) for name, records in (compared | trained).items()}
+    rows = {name: summarise_seasons(records, market, setting.bound) for name, records in (compared | trained).items()}
     for path, records in zip(checkpoints, by_true_spend):
-        rows[path]["at true spend"] = evaluator.summarise(records, market, setting.bound)
+        rows[path]["at true spend"] = summarise_seasons(records, market, setting.bound)
     pooled = {name: pooled_difference(list(trained.values()), theirs, setting) for name, theirs in compared.items()}
     show(score_table(rows, setting))
     show(difference_table(pooled, len(trainings)))
@@ -96,15 +96,17 @@ def planners_of(setting: Setting) -> dict[str, Callable[[], SeasonPolicy]]:
     """Return how to make each policy that plans, by the name of its row; those on θ̂ solve a bound of their own."""
     evaluator, market, bound = setting.evaluator, setting.market, setting.bound
     planners: dict[str, Callable[[], SeasonPolicy]] = {
-        "planning on θ̂": lambda: evaluator.certainty_equivalent_planner(market),
-        "planning on θ̂, calibrated": lambda: evaluator.with_calibrated_spend(
-            evaluator.certainty_equivalent_planner(market), setting.tuning_market
+        "planning on θ̂": lambda: evaluator.on_estimates.certainty_equivalent_planner(market),
+        "planning on θ̂, calibrated": lambda: evaluator.on_estimates.with_calibrated_spend(
+            evaluator.on_estimates.certainty_equivalent_planner(market), setting.tuning_market
         ),
         "planning": lambda: planning_policy(market, bound, ORACLE),
     }
     if evaluator.env.codec.hides_state:
         blind = replace(ORACLE, season=("beliefs",))
-        planners["planning, states unseen"] = lambda: planning_policy(market, bound, blind, evaluator.start_belief())
+        planners["planning, states unseen"] = lambda: planning_policy(
+            market, bound, blind, evaluator.on_estimates.start_belief()
+        )
     return planners
 
 

@@ -16,7 +16,8 @@ import torch
 from envs.offers.env import OffersEnv
 from envs.offers.evaluation.calibration import calibrate_price_drift
 from envs.offers.evaluation.evaluator import OffersEvaluator
-from envs.offers.evaluation.season_evaluator import TEST_SEASONS
+from envs.offers.evaluation.profit_decomposition import summarise_seasons
+from envs.offers.evaluation.streams import TEST_SEASONS
 from envs.offers.twin.theta_estimate import TwinTheta
 from rlcore.network_algorithm import NetworkAlgorithm
 from rlcore.runs import checkpoint
@@ -77,7 +78,7 @@ def judge(
     return {
         "customers": len(market),
         "seasons": evaluator.seasons,
-        "policies": {name: evaluator.summarise(record, market, bound) for name, record in records.items()},
+        "policies": {name: summarise_seasons(record, market, bound) for name, record in records.items()},
         "share": {
             f"{name} / {rival}": share_of_rival(records[name], records[rival], market, bound)
             for name, rival in ((ON_THE_TWIN, IN_THE_WORLD), (ON_THE_TWIN, f"planning on {ESTIMATED}"))

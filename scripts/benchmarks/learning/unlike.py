@@ -19,8 +19,8 @@ from envs.offers.constraints.contact_policy import ContactOptions
 from envs.offers.env import OffersEnv
 from envs.offers.evaluation.calibration import calibrate_price_drift
 from envs.offers.evaluation.evaluator import OffersEvaluator
-from envs.offers.evaluation.season_evaluator import TEST_MARKET, TEST_SEASONS
 from envs.offers.evaluation.simulation import EvaluationMarket
+from envs.offers.evaluation.streams import TEST_MARKET, TEST_SEASONS
 from envs.offers.planning.knapsack import Increments, ranked
 from envs.offers.policies.base import SeasonPolicy
 from envs.offers.policies.baselines import KnapsackPolicy, NoContact
@@ -169,7 +169,7 @@ def policies_on_twin(
     """Return planning and the myopic knapsack with a fee tuned on the twin, both under the filtered belief."""
     evaluator = shop.evaluation(shop)
     assert isinstance(evaluator, OffersEvaluator)
-    world, start = evaluator.world, evaluator.start_belief()
+    world, start = evaluator.world, evaluator.on_estimates.start_belief()
 
     def on_twin(base: EvaluationMarket) -> EvaluationMarket:
         theta = theta_from_matrix(mean_theta(model.fitted_members, base.features).double())

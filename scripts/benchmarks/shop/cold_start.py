@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 import torch
 
 from envs.offers.env import OffersEnv
-from envs.offers.evaluation.estimates import Estimates
 from envs.offers.evaluation.evaluator import OffersEvaluator
+from envs.offers.evaluation.on_estimates import Estimates
 from envs.offers.evaluation.simulation import SeasonRecord
 from envs.offers.example_shop.customers import customer_rows
 from envs.offers.example_shop.life import Shop
@@ -109,8 +109,8 @@ def prepare(
     prior = made_up_shop.shop_env(env, folder, device, seed, made_up_shop.population(folder, truth=False))
     believed = prior.evaluation(prior)
     assert isinstance(believed, OffersEvaluator)
-    tuning = believed.predicted_market(believed.tuning_market(prior.budget))
-    fee = believed.tune_fee(tuning, lambda fee: believed.knapsack_on_estimates(tuning, fee=fee, values=None))
+    tuning = believed.on_estimates.predicted_market(believed.tuning_market(prior.budget))
+    fee = believed.tune_fee(tuning, lambda fee: believed.on_estimates.knapsack(tuning, fee=fee, values=None))
     if prior.budget.weekly is None:
         raise ValueError("benchmark.env.budget.weekly: expected money a customer and week, got null")
     return Setting(
@@ -134,13 +134,13 @@ def dated(rows: list[dict[str, str]]) -> list[dict[str, str]]:
 def without_a_log(setting: Setting) -> dict[str, list[SeasonRecord]]:
     """Simulate what needs no log in the true world and, for comparison, planning on the truth."""
     judge, believed = setting.judge, setting.believed
-    predicted = believed.predicted_market(judge.market)
-    start = believed.start_belief()
+    predicted = believed.on_estimates.predicted_market(judge.market)
+    start = believed.on_estimates.start_belief()
     policies: dict[str, SeasonPolicy] = {
         "nothing": NoContact(),
         "random": RandomContacts(judge.market.customers, judge.evaluator.world, seed=setting.seed),
-        RULES: believed.knapsack_on_estimates(predicted, fee=setting.fee, values=None),
-        PRIORS: believed.planner_on_estimates(Estimates(predicted, None), believed.solve_bound(predicted)),
+        RULES: believed.on_estimates.knapsack(predicted, fee=setting.fee, values=None),
+        PRIORS: believed.on_estimates.planner(Estimates(predicted, None), believed.solve_bound(predicted)),
         "planning on the truth": planning_policy(judge.market, judge.bound, ON_TRUTH, start),
     }
     return {name: judge.simulate(policy) for name, policy in policies.items()}
@@ -155,13 +155,13 @@ def live(setting: Setting, folder: Path, choice: Choice, n: int, weeks: int) -> 
     made_up_shop.write_customers(folder, made, 1)
     env = setting.env(folder)
     generator = torch.Generator(setting.device).manual_seed(setting.seed)
-    reference = env.population.draw(setting.believed.regression_customers, generator, "train")
+    reference = env.population.draw(setting.believed.on_estimates.regression_customers, generator, "train")
     everybody = env.population.sample(torch.arange(n), generator)
-    regression = ParameterRegression(reference, ridge=setting.believed.ridge)
+    regression = ParameterRegression(reference, ridge=setting.believed.on_estimates.ridge)
     believed = Believed(
         customers=shop.world.inhabit(regression(everybody.features)),
         world=shop.world,
-        start=setting.believed.start_belief(),
+        start=setting.believed.on_estimates.start_belief(),
         fee=setting.fee,
         weekly=setting.weekly,
     )
@@ -182,7 +182,7 @@ def judged_twin(
     twin = made_up_shop.fit_twin(setting.make_twin, env, log, setting.seed, folder / "twin.pt", None)
     seconds = time.process_time() - started
     theta = mean_theta(twin.fitted_members, judge.features(env)).double()
-    seasons = judge.simulate(judge.plan(theta, setting.believed.start_belief()))
+    seasons = judge.simulate(judge.plan(theta, setting.believed.on_estimates.start_belief()))
     ahead = {name: judge.ahead(seasons, others[name]) for name in (RULES, PRIORS)}
     return {**judge.summary(seasons), "ahead_of": ahead, "seconds": seconds}
 

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from envs.offers.env import OffersEnv
 from envs.offers.evaluation.evaluator import OffersEvaluator
-from envs.offers.evaluation.season_evaluator import TEST_SEASONS
+from envs.offers.evaluation.profit_decomposition import summarise_seasons
 from envs.offers.evaluation.simulation import EvaluationMarket, SeasonRecord
+from envs.offers.evaluation.streams import TEST_SEASONS
 from envs.offers.planning.lagrangian_bound import Bound
 from envs.offers.policies.base import SeasonPolicy
 from envs.offers.policies.rollover import planning_policy
@@ -61,7 +62,7 @@ class Judge:
 
     def summary(self, seasons: list[SeasonRecord]) -> dict[str, float]:
         """Return a policy's score, and its profit beyond sending nothing, spend and contacts a customer and season."""
-        found = self.evaluator.summarise(seasons, self.market, self.bound)
+        found = summarise_seasons(seasons, self.market, self.bound)
         spend = torch.stack([x.expected_spend.sum() for x in seasons]).mean().item()
         contacts = torch.stack([(x.action > 0).double().sum() for x in seasons]).mean().item()
         n = len(self.market)

@@ -26,8 +26,8 @@ from torch import Tensor
 from envs.offers.constraints.contact_policy import ContactOptions
 from envs.offers.env import OffersEnv
 from envs.offers.evaluation.calibration import calibrate_price_drift
-from envs.offers.evaluation.estimates import Estimates
 from envs.offers.evaluation.evaluator import OffersEvaluator
+from envs.offers.evaluation.on_estimates import Estimates
 from envs.offers.example_shop.yaml_files import GAP_SHARE, SENDING_SHARE
 from envs.offers.planning.knapsack import Increments, ranked
 from envs.offers.policies.base import SeasonPolicy, View
@@ -171,10 +171,10 @@ def judged(parts: Parts, folder: Path, stages: dict[str, Stage]) -> dict:
     believed = made_up_shop.shop_env(parts.env, folder, parts.device, parts.seed, prior)
     evaluator = believed.evaluation(believed)
     assert isinstance(evaluator, OffersEvaluator)
-    predicted = evaluator.predicted_market(judge.market)
+    predicted = evaluator.on_estimates.predicted_market(judge.market)
     policies: dict[str, SeasonPolicy] = {
         LOGGED: SendsOfTheLog(believed, judge.market.features, parts.seed),
-        PRIORS: evaluator.planner_on_estimates(Estimates(predicted, None), evaluator.solve_bound(predicted)),
+        PRIORS: evaluator.on_estimates.planner(Estimates(predicted, None), evaluator.solve_bound(predicted)),
     }
     for name, stage in stages.items():
         policies[name] = deployed(judge, stage.policy)

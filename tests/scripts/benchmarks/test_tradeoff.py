@@ -7,7 +7,7 @@ import torch
 from hydra.utils import instantiate
 
 from configs import composed
-from envs.offers.evaluation.season_evaluator import TEST_SEASONS
+from envs.offers.evaluation.streams import TEST_SEASONS
 from envs.offers.policies.baselines import KnapsackPolicy, NoContact
 from envs.offers.policies.information import ORACLE
 from scripts.benchmarks.learning.tradeoff import Point, margin_and_trips, summarise, to_figure, to_table

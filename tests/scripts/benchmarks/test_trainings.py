@@ -10,7 +10,8 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from configs import composed
-from envs.offers.evaluation.season_evaluator import TEST_SEASONS
+from envs.offers.evaluation.profit_decomposition import paired_difference, summarise_seasons
+from envs.offers.evaluation.streams import TEST_SEASONS
 from envs.offers.policies.information import ORACLE
 from envs.offers.policies.rollover import planning_policy
 from small_runs import OFFERS
@@ -53,9 +54,9 @@ def test_the_pooled_difference_is_that_of_the_mean_of_the_trainings(tmp_path, ca
         algorithm = instantiate(config.algo, _convert_="all")(env, 0)
         algorithm.load_policy(torch.load(path, weights_only=True)["agent"])
         ours = evaluator.simulate(evaluator.deploy(algorithm, market, tuning_market)[0], market, bound, 2, TEST_SEASONS)
-        expected = evaluator.paired_difference(ours, theirs, market, bound)
+        expected = paired_difference(ours, theirs, market, bound)
         assert found["ahead_of"]["planning"]["each"][k] == pytest.approx(expected, abs=1e-9)
-        assert found["policies"][path]["score"] == pytest.approx(evaluator.summarise(ours, market, bound)["score"])
+        assert found["policies"][path]["score"] == pytest.approx(summarise_seasons(ours, market, bound)["score"])
         assert found["policies"][path]["at true spend"]["score"] != found["policies"][path]["score"]
     for name in RIVALS:
         each, (mean, low, high) = found["ahead_of"][name]["each"], found["ahead_of"][name]["pooled"]

@@ -378,7 +378,7 @@ def policies(masked) -> dict:
         ),
         "valued": valued,
         "no budget": valued.without_budget(),
-        "θ̂": masked.evaluation.certainty_equivalent_planner(market),
+        "θ̂": masked.evaluation.on_estimates.certainty_equivalent_planner(market),
     }
 
 

@@ -77,8 +77,8 @@ def test_a_plan_on_estimates_spends_nearer_to_its_budget():
         customers=400, tuning_customers=400, calibration_seasons=2, bound={"max_evaluations": 3}, r2=0.3
     )
     market, other = evaluation.test_market(evaluation.env.budget), evaluation.tuning_market(evaluation.env.budget)
-    plain = evaluation.certainty_equivalent_planner(market)
-    calibrated = evaluation.with_calibrated_spend(plain, other)
+    plain = evaluation.on_estimates.certainty_equivalent_planner(market)
+    calibrated = evaluation.on_estimates.with_calibrated_spend(plain, other)
 
     def unspent(policy):
         records = evaluation.simulate(policy, market, None, 2, 99)

@@ -521,7 +521,7 @@ def test_a_senseless_share_is_refused(make_catalogue, r2):
 @pytest.mark.long
 def test_planning_on_what_features_reveal_is_planning(small):
     market, evaluation = small.market, small.evaluation
-    guess = evaluation.certainty_equivalent_planner(market)
+    guess = evaluation.on_estimates.certainty_equivalent_planner(market)
     assert guess.information.knows == "features, states, equations"
     score = summarise_seasons(
         [simulate_season(guess, market, u, small.bound) for u in small.u[:8]], market, small.bound
@@ -757,13 +757,13 @@ def test_a_paired_validation_says_how_far_ahead_of_planning_on_estimates_a_polic
     """The rival is level with itself, customer by customer; never contacting anyone is behind by the rival's score."""
     evaluation = small_evaluation()
     validation = Validation(evaluation, 40, paired=True)
-    rival = validation.simulate(evaluation.rival(validation.market))
+    rival = validation.simulate(evaluation.on_estimates.certainty_equivalent_planner(validation.market))
     level = validation.compare_with_rival(rival)
     assert level == {"validation/ahead_of_rival": 0.0, "validation/ahead_of_rival_half_width": 0.0}
     nobody = validation.simulate(NoContact())
     behind = validation.compare_with_rival(nobody)
     bound = validation.bound
-    scores = [evaluation.summarise(records, validation.market, bound)["score"] for records in (nobody, rival)]
+    scores = [summarise_seasons(records, validation.market, bound)["score"] for records in (nobody, rival)]
     assert behind["validation/ahead_of_rival"] == pytest.approx(scores[0] - scores[1], abs=1e-9)
     assert behind["validation/ahead_of_rival"] < -0.2 and behind["validation/ahead_of_rival_half_width"] > 0
     assert Validation(evaluation, 40, paired=False).compare_with_rival(rival) == {}

@@ -16,7 +16,11 @@ from envs.offers.policies.rollover import values_at_prices
 from envs.offers.policies.wrappers import MarginsSeenPolicy
 from envs.offers.world.history import History
 
-SMALL = ["env.num_agents=8", "env.population.reference_size=500", "env.evaluation.regression_customers=500"]
+SMALL = [
+    "env.num_agents=8",
+    "env.population.reference_size=500",
+    "env.evaluation.regression_customers=500",
+]
 SIZES = ["env.evaluation.customers=60", "env.evaluation.seasons=1", "env.evaluation.tuning_customers=40"]
 INFORMATION = Information(FEATURES, ("states",), equations=True)
 
@@ -54,8 +58,8 @@ def test_increments_are_those_of_the_policy_that_knows_the_margin_once_a_custome
 @pytest.mark.parametrize("view, shows", [("state", False), ("state_counts", True), ("history", True), ("belief", True)])
 def test_margins_are_read_where_a_view_shows_them(view, shows):
     evaluator, market = made(view)
-    estimates = evaluator.estimates(market)
-    information = evaluator.certainty_equivalent_planner(market).information
+    estimates = evaluator.on_estimates.estimates(market)
+    information = evaluator.on_estimates.certainty_equivalent_planner(market).information
     assert (MARGINS in information.season) == shows == (estimates.with_margins is not None)
     if not shows:
         return

@@ -99,8 +99,8 @@ def dual(
     spread = np.eye(len(limits))  # prices = spread @ multipliers
     if rollover:
         spread[:weeks, :weeks] = np.triu(np.ones((weeks, weeks)))
+    bundle = Bundle(spread)
     point = np.zeros(len(limits))  # the optimum if no constraint binds
-    least, slopes, heights = np.inf, [], []
     for evaluations in range(1, max_evaluations + 1):
         prices = torch.as_tensor(spread @ point).to(budget)
         scarcity = torch.zeros_like(stock)
@@ -113,10 +113,7 @@ def dual(
         *used, gain, none = total(torch.cat((plan.use, sums))).tolist()
         use = torch.tensor(used, dtype=torch.float64).to(limits)
         gap = (prices * limits).sum(dtype=torch.float64).item() + gain
-        if evaluations == 1:
-            unit = abs(gap) or 1.0
-        if gap < least:
-            least, centre = gap, point
+        if gap < bundle.least:
             best = {
                 "value": none + gap,
                 "prices": prices[:weeks],
@@ -126,16 +123,12 @@ def dual(
                 "taken": use[weeks:],
                 "gain": plan.gain,
             }
-        unused = (limits - use).double().cpu().numpy() / unit
-        slopes.append(spread.T @ unused)
-        heights.append(gap / unit - unused @ prices.double().cpu().numpy())
-        tangents = np.array(slopes), np.array(heights)
-        low = unit * lowest(*tangents)
-        if least - low <= tolerance * least + PRECISION * unit:
+        unused = limits - use
+        bundle.add(point, gap, prices.double().cpu().numpy(), unused.double().cpu().numpy())
+        if bundle.is_tight(tolerance):
             break
-        level = (low + LEVEL * (least - low)) / unit
         point = (
-            nearest(centre, *tangents, level)
+            bundle.next_point()
             if evaluations > 1
             else np.linalg.solve(spread, np.append(np.broadcast_to(first_price, weeks), np.zeros(len(stocked))))
         )
@@ -145,9 +138,43 @@ def dual(
         stock=stock,
         rollover=rollover,
         evaluations=evaluations,
-        certificate=none + low,
+        certificate=none + bundle.low,
         **best,
     )
+
+
+class Bundle:
+    """Tangents below L − J(none), a convex function of multipliers ≥ 0, and the least value so far.
+
+    Prices are spread @ multipliers. `low` is the least value of the tangents' maximum: the function is nowhere below.
+    """
+
+    def __init__(self, spread: np.ndarray):
+        self.spread, self.unit = spread, 1.0
+        self.slopes: list[np.ndarray] = []  # of tangents in units, by multiplier
+        self.heights: list[float] = []  # of tangents in units, at 0
+        self.least = np.inf
+        self.centre = np.zeros(len(spread))  # the multipliers of the least value
+
+    def add(self, point: np.ndarray, value: float, prices: np.ndarray, slope: np.ndarray) -> None:
+        """Take the value at the multipliers `point`, which give `prices`, and its slope by price."""
+        if not self.slopes:
+            self.unit = abs(value) or 1.0
+        if value < self.least:
+            self.least, self.centre = value, point
+        slope = slope / self.unit
+        self.slopes.append(self.spread.T @ slope)
+        self.heights.append(value / self.unit - slope @ prices)
+        self.low = self.unit * lowest(np.array(self.slopes), np.array(self.heights))
+
+    def is_tight(self, tolerance: float) -> bool:
+        """Return whether no more than a share `tolerance` of the least value can be removed."""
+        return self.least - self.low <= tolerance * self.least + PRECISION * self.unit
+
+    def next_point(self) -> np.ndarray:
+        """Return the multipliers nearest to the best so far at which every tangent is below the level."""
+        level = (self.low + LEVEL * (self.least - self.low)) / self.unit
+        return nearest(self.centre, np.array(self.slopes), np.array(self.heights), level)
 
 
 def lowest(slopes: np.ndarray, heights: np.ndarray) -> float:

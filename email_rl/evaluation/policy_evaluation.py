@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from email_rl.data import metrics
@@ -35,6 +34,7 @@ from rlcore.runs.logger import NullLogger
 from rlcore.runs.progress import tracked
 from rlcore.training_loop import TrainingLoop
 
+Probabilities = Callable[[list[str], list[str]], Tensor]
 STREAMS = {"validation": 6, "test": 4, "best": 5}  # added to the seed
 
 
@@ -66,12 +66,12 @@ class MailPolicyEvaluator:
         self._judge: OutcomePredictor | None = None
 
     # ── what is true ────────────────────────────────────────────────────────────────────────────────────────────────
-    def true_probabilities(self, algorithm) -> Callable[[list[str], list[str]], Tensor] | None:
-        """Return P(outcome) as a function of contexts and texts: the corpus's own, a judge's, or None."""
+    def true_probabilities(self, algorithm) -> Probabilities:
+        """Return P(outcome) as a function of contexts and texts: the corpus's own, or a judge's."""
         if self.dataset.gold:
             return self.dataset.gold.probabilities
         self._judge = self._judge or algorithm.judge()
-        return None if self._judge is None else self._judge.probabilities
+        return self._judge.probabilities
 
     # ── during training ─────────────────────────────────────────────────────────────────────────────────────────────
     def validate(self, algorithm) -> dict[str, float]:
@@ -122,30 +122,32 @@ class MailPolicyEvaluator:
     def evaluate(self, algorithm, name: str) -> MailPolicyReport:
         """Compare all policies on contexts of test mails."""
         started = time.perf_counter()
-        test = self.dataset.test.rows(list(range(min(self.test_mails, len(self.dataset.test)))))
-        mails = self.mails_by_policy(algorithm, name, test, max(1, self.test_mails // len(test)))
+        test, samples = self.asked_mails()
+        mails = self.mails_by_policy(algorithm, name, test, samples)
         rows = {row: self.figures_of(algorithm, written) for row, written in tracked(mails.items(), "policies")}
+        true_probabilities = self.true_probabilities(algorithm)
+        reference = outcomes_by_context(true_probabilities, mails["reference"])
+        for row, written in mails.items():
+            own = outcomes_by_context(true_probabilities, written)
+            rows[row] |= ratio_to_reference(own[:, -1], reference[:, -1], self.bootstrap_samples, self.seed)
+            rows[row] |= gain_over_reference(own, reference, self.dataset.outcome_values)
+        p = algorithm.reward_model.probabilities(self.dataset.test.contexts, self.dataset.test.texts)
+        classified = metrics.classification_metrics(p, self.dataset.test.outcome, 15)
+        report = self.report(rows, test, len(mails[name].texts), reward_model=classified, policy=rows[name])
+        report.plots["outcomes"] = outcomes_figure(rows["reference"], rows[name])
+        report.extra["evaluation_seconds"] = time.perf_counter() - started
+        return report
+
+    def asked_mails(self) -> tuple[Mails, int]:
+        """Return the test mails for whose contexts policies write, and how many mails they write for each."""
+        test = self.dataset.test.rows(list(range(min(self.test_mails, len(self.dataset.test)))))
+        return test, max(1, self.test_mails // len(test))
+
+    def report(self, rows: dict[str, dict], test: Mails, written: int, **extra: Any) -> MailPolicyReport:
+        """Lay out the rows; `written` is the number of mails of a policy, and `extra` further keys of metrics.json."""
         truth = "truth: the gold model" if self.dataset.gold else "judge: a model that learnt from other mails"
-        extra: dict[str, Any] = {"truth": truth, "source": self.dataset.name}
-        plots: dict[str, Figure] = {}
-        if algorithm.reference is not None:
-            true_probabilities = self.true_probabilities(algorithm)
-            assert true_probabilities is not None  # where there is a reference, there is a judge
-            values, draws = self.dataset.outcome_values, self.bootstrap_samples
-            reference = outcomes_by_context(true_probabilities, mails["reference"])
-            for row, written in mails.items():
-                own = outcomes_by_context(true_probabilities, written)
-                rows[row] |= ratio_to_reference(own[:, -1], reference[:, -1], draws, self.seed)
-                rows[row] |= gain_over_reference(own, reference, values)
-            p = algorithm.reward_model.probabilities(self.dataset.test.contexts, self.dataset.test.texts)
-            extra["reward_model"] = metrics.classification_metrics(p, self.dataset.test.outcome, 15)
-            extra["policy"] = rows[name]
-            plots["outcomes"] = outcomes_figure(rows["reference"], rows[name])
-        extra["evaluation_seconds"] = time.perf_counter() - started
         return MailPolicyReport(
-            title=mails_title(
-                len(mails[name].texts), test.contexts, set(self.dataset.train.contexts), self.dataset.name
-            ),
+            title=mails_title(written, test.contexts, set(self.dataset.train.contexts), self.dataset.name),
             caption=f"converts, true: by {truth.split(': ')[1]}: share of conversions with its 95 % interval, expected "
             "reward; gain: in true reward above the reference's, with its paired 95 % interval over contexts; "
             "×ref: times the reference's share; proxy: the reward model's; KL: from the reference, nats a mail "
@@ -153,8 +155,8 @@ class MailPolicyEvaluator:
             rows=rows,
             columns=policy_columns(),
             last=None,
-            extra=extra,
-            plots=plots,
+            extra={"truth": truth, "source": self.dataset.name, **extra},
+            plots={},
             judged="conversion",
             beside=("true_reward", "proxy_reward", "kl", "distinct_2", "mean_words"),
         )
@@ -165,8 +167,6 @@ class MailPolicyEvaluator:
         Each policy writes `samples` mails for each context.
         """
         mails = {"sent": PolicyMails(test.contexts, test.texts, None, None)}
-        if algorithm.reference is None:
-            return mails | {name: self.generate(algorithm.policy, None, test.contexts, "test", samples)}
         mails["reference"] = self.generate(algorithm.reference, algorithm.reference, test.contexts, "test", samples)
         mails[f"best_of_{self.best_of}"] = self.best_of_n(algorithm, test.contexts)
         own = self.generate(algorithm.policy, algorithm.reference, test.contexts, "test", samples)
@@ -196,16 +196,15 @@ class MailPolicyEvaluator:
 
     def figures_of(self, algorithm, mails: PolicyMails) -> dict:
         """Return the figures of a row."""
-        row = text_figures(mails, self.distinct_words)
-        values = self.dataset.outcome_values
-        if algorithm.reward_model is not None:
-            p = algorithm.reward_model.probabilities(mails.contexts, mails.texts).double()
-            row |= proxy_figures(p, outcome_reward(p, values, algorithm.reward_kind))
-        true_probabilities = self.true_probabilities(algorithm)
-        if true_probabilities:
-            p = true_probabilities(mails.contexts, mails.texts).double()
-            row |= true_figures(p, values, mails, "gold" if self.dataset.gold else "judge")
-        return row
+        p = algorithm.reward_model.probabilities(mails.contexts, mails.texts).double()
+        proxy = proxy_figures(p, outcome_reward(p, self.dataset.outcome_values, algorithm.reward_kind))
+        true = self.figures_of_truth(self.true_probabilities(algorithm), mails)
+        return text_figures(mails, self.distinct_words) | proxy | true
+
+    def figures_of_truth(self, true_probabilities: Probabilities, mails: PolicyMails) -> dict:
+        """Return the figures of a row by the corpus's own probabilities, or by a judge's."""
+        p = true_probabilities(mails.contexts, mails.texts).double()
+        return true_figures(p, self.dataset.outcome_values, mails, "gold" if self.dataset.gold else "judge")
 
 
 def train_to_kl(algorithm, kl: float) -> None:
@@ -233,10 +232,27 @@ def _copied(policy: LanguageModelPolicy) -> dict[str, Tensor]:
 
 
 class SFTEvaluator(MailPolicyEvaluator):
-    """The evaluator of a policy that learns from mails alone; during training its loss on validation mails counts."""
+    """The evaluator of a policy that learns from mails alone; during training its loss on validation mails counts.
+
+    There is no reference, no reward model and, without a gold model, no judge.
+    """
 
     headline = "validation/token_loss"
 
     def validate(self, algorithm) -> dict[str, float]:
         """Return the loss, nats a token."""
         return algorithm.validate()
+
+    def evaluate(self, algorithm, name: str) -> MailPolicyReport:
+        """Compare the policy's mails, for contexts of test mails, with those that were sent."""
+        started = time.perf_counter()
+        test, samples = self.asked_mails()
+        own = self.generate(algorithm.policy, None, test.contexts, "test", samples)
+        rows = {}
+        for row, mails in (("sent", PolicyMails(test.contexts, test.texts, None, None)), (name, own)):
+            rows[row] = text_figures(mails, self.distinct_words)
+            if self.dataset.gold:
+                rows[row] |= self.figures_of_truth(self.dataset.gold.probabilities, mails)
+        report = self.report(rows, test, len(own.texts))
+        report.extra["evaluation_seconds"] = time.perf_counter() - started
+        return report

@@ -35,7 +35,6 @@ class SFT(Algorithm):
 
     env_type = MailDataset
     graph_regions = ("loss",)
-    reference, reward_model = None, None  # which PPO has and SFT has not
 
     def __init__(
         self,
@@ -175,9 +174,6 @@ class SFT(Algorithm):
             total -= (self.policy(mails).log_prob * weight).sum().item()
             count += weight.sum().item()
         return {"validation/token_loss": total / count}
-
-    def judge(self) -> None:
-        """Return no judge: none is trained for a policy that learns from mails alone."""
 
     def export(self, directory: Path) -> None:
         """Write the policy into its folder in a directory."""

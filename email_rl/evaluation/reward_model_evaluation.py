@@ -9,7 +9,7 @@ from torch import Tensor
 
 from email_rl.data import metrics
 from email_rl.data.dataset import MailDataset
-from email_rl.evaluation.reward_model_report import RewardModelReport
+from email_rl.evaluation.reward_model_report import RewardModelReport, reward_model_report
 from email_rl.models.bag_of_words import BagOfWords
 
 
@@ -71,7 +71,7 @@ class RewardModelEvaluator:
             "evaluation_seconds": time.perf_counter() - started,
         }
         p = predictions[name][1]
-        return RewardModelReport(
+        return reward_model_report(
             name, rows, data, metrics.calibration_bins(p, test.outcome, self.calibration_bins), self.refresh(algorithm)
         )
 

@@ -2,124 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from matplotlib.figure import Figure
-from rich import box
-from rich.console import Group
-from rich.table import Table
 
 from email_rl.data.mails import OUTCOMES
-from rlcore.runs.plots import labelled, markdown
-from rlcore.runs.report import RunResult
+from rlcore.runs.plots import labelled
+from rlcore.runs.report import Report, half_width
+
+BESIDE = ("accuracy", "macro_f1", "ece")
 
 
-@dataclass(frozen=True)
-class RewardModelReport:
-    """Results by model on test mails; `name` is the row of the reward model."""
+@dataclass(frozen=True, kw_only=True)
+class RewardModelReport(Report):
+    """Results by model on test mails, laid out in metrics.json as `reward_model`, `majority` …"""
 
-    name: str
-    rows: dict[str, dict]
-    data: dict
-    calibration: list[dict]
-    refresh: list[dict]
+    name: str  #: the row of the reward model
+    refresh: list[dict]  #: the reward model before and after, on old and on new test mails; empty without a refresh
 
     def to_metrics(self) -> dict:
         """Lay everything out for metrics.json."""
-        return {
-            **self.rows,
-            "data": self.data,
-            "calibration": self.calibration,
-            **({"refresh": self.refresh} if self.refresh else {}),
-        }
+        return {**self.rows, **self.extra, **({"refresh": self.refresh} if self.refresh else {})}
 
-    def result(self, name: str | None) -> RunResult:
-        """Return the log-loss of the reward model, with its accuracy."""
-        keys = ("log_loss", "accuracy", "macro_f1", "ece")
-        return RunResult.from_rows(self.rows, self.name, keys, higher_is_better=False)
-
-    _columns = ("model", "reads", "accuracy", "F1", "log-loss", "behind", "±", "ECE", "r")
-
-    def _lines(self) -> list[list[str]]:
-        lines = []
-        for row, found in self.rows.items():
-            low, high = found["behind_ci"]
-            r = found.get("reward_correlation")
-            behind = ["", ""] if row == self.name else [f"{found['behind']:+.3f}", f"{(high - low) / 2:.3f}"]
-            label = self.name if row.startswith(self.name) else row  # the model's input is in the next column
-            lines.append(
-                [
-                    label.replace("_", " "),
-                    found["reads"].replace("context_text", "both"),
-                    f"{found['accuracy']:.3f}",
-                    f"{found['macro_f1']:.3f}",
-                    f"{found['log_loss']:.3f}",
-                    *behind,
-                    f"{found['ece']:.3f}",
-                    "" if r is None else f"{r:.3f}",
-                ]
-            )
-        return lines
-
-    _refresh_columns = ("test mails", "", "n", "accuracy", "F1", "log-loss", "gained", "±", "ECE")
-
-    def _refresh_lines(self) -> list[list[str]]:
-        return [
-            [
-                row["split"],
-                row["when"],
-                f"{row['mails']:,}",
-                f"{row['accuracy']:.3f}",
-                f"{row['macro_f1']:.3f}",
-                f"{row['log_loss']:.3f}",
-                *(
-                    ["", ""]
-                    if row["when"] == "before"
-                    else [f"{was['behind']:+.3f}", f"{(was['behind_ci'][1] - was['behind_ci'][0]) / 2:.3f}"]
-                ),
-                f"{row['ece']:.3f}",
-            ]
-            for was, row in zip([self.refresh[0], *self.refresh], self.refresh)
-        ]
+    def parts(self) -> dict[str, Report]:
+        """Name the tables that are shown and logged."""
+        return {"table": self, **({"refresh": refresh_report(self.refresh)} if self.refresh else {})}
 
     @property
     def sample(self) -> str:
         """What the results are of, and how much of it, for the titles of plots."""
-        return f"{self.data['test']:,} test mails of {self.data['source']}"
+        return f"{self.extra['data']['test']:,} test mails of {self.extra['data']['source']}"
 
-    def parts(self) -> dict[str, RewardModelReport]:
-        """Name the tables that are shown and logged."""
-        return {"table": self}
-
-    def to_table(self) -> Group:
-        """Lay the comparison out for the console."""
-        data = self.data
-        tables = [
-            _table(
-                f"{data['test']:,} test mails of {data['source']}; learnt from {data['train']:,}",
-                self._columns,
-                self._lines(),
-                2,
-                "F1: macro-F1; behind: log-loss above the reward model's, ± its paired 95 % interval; ECE: expected "
-                "calibration error; r: correlation of expected reward with the truth's",
-            )
-        ]
-        if self.refresh:
-            tables.append(
-                _table(
-                    "before and after the refresh",
-                    self._refresh_columns,
-                    self._refresh_lines(),
-                    2,
-                    "gained: log-loss saved, ± its paired 95 % interval",
-                )
-            )
-        return Group(*tables)
-
-    def to_markdown(self) -> str:
-        """Lay the comparison out for TensorBoard and README."""
-        text = markdown(self._columns, self._lines())
-        return text + ("\n\n" + markdown(self._refresh_columns, self._refresh_lines()) if self.refresh else "")
+    def _lines(self) -> dict[str, list[str]]:
+        """Name all rows of the reward model alike: the model's input is in the next column."""
+        lines = {}
+        for row, line in super()._lines().items():
+            label = self.name if row.startswith(self.name) else row
+            lines[row] = [label.replace("_", " "), *line[1:]]
+        return lines
 
     def to_figures(self, agent: str | None, headline: str, history: dict[str, list]) -> dict[str, Figure]:
         """Draw the confusion matrix, the calibration curve and the course of the validation log-loss."""
@@ -151,15 +73,11 @@ class RewardModelReport:
     def _calibration_figure(self) -> Figure:
         figure, axes = labelled("probability of the most likely outcome", "share that was right")
         axes.plot([0, 1], [0, 1], "k--", linewidth=0.8, label="perfect")
-        most = max(b["mails"] for b in self.calibration)
-        axes.plot(
-            [b["confidence"] for b in self.calibration], [b["accuracy"] for b in self.calibration], label="reward model"
-        )
-        axes.scatter(
-            [b["confidence"] for b in self.calibration],
-            [b["accuracy"] for b in self.calibration],
-            s=[10 + 90 * b["mails"] / most for b in self.calibration],
-        )
+        bins = self.extra["calibration"]
+        confidence, accuracy = ([b[key] for b in bins] for key in ("confidence", "accuracy"))
+        axes.plot(confidence, accuracy, label="reward model")
+        most = max(b["mails"] for b in bins)
+        axes.scatter(confidence, accuracy, s=[10 + 90 * b["mails"] / most for b in bins])
         axes.set_title(f"ECE {self.rows[self.name]['ece']:.3f}; a dot's area is its number of mails", fontsize=9)
         axes.legend(frameon=False)
         return figure
@@ -171,10 +89,69 @@ class RewardModelReport:
         return figure
 
 
-def _table(title: str, columns: tuple, lines: list[list[str]], left: int, caption: str) -> Table:
-    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption=caption, caption_justify="left")
-    for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i < left else "right", no_wrap=True)
-    for line in lines:
-        table.add_row(*line)
-    return table
+def reward_model_report(
+    name: str, rows: dict[str, dict], data: dict[str, Any], calibration: list[dict], refresh: list[dict]
+) -> RewardModelReport:
+    """Lay out the results by model; `data` says of how many mails they are."""
+    columns = {
+        "reads": lambda row: row["reads"].replace("context_text", "both"),
+        "accuracy": number("accuracy"),
+        "F1": number("macro_f1"),
+        "log-loss": number("log_loss"),
+        "behind": lambda row: "" if row is rows[name] else f"{row['behind']:+.3f}",
+        "±": lambda row: "" if row is rows[name] else f"{half_width(row['behind_ci']):.3f}",
+        "ECE": number("ece"),
+        "r": number("reward_correlation"),
+    }
+    return RewardModelReport(
+        title=f"{data['test']:,} test mails of {data['source']}; learnt from {data['train']:,}",
+        caption="F1: macro-F1; behind: log-loss above the reward model's, ± its paired 95 % interval; ECE: expected "
+        "calibration error; r: correlation of expected reward with the truth's",
+        rows=rows,
+        columns=columns,
+        last=None,
+        extra={"data": data, "calibration": calibration},
+        plots={},
+        judged="log_loss",
+        beside=BESIDE,
+        what="model",
+        higher_is_better=False,
+        texts=1,
+        name=name,
+        refresh=refresh,
+    )
+
+
+def refresh_report(refresh: list[dict]) -> Report:
+    """Lay out what a refresh gained on old and on new test mails."""
+    rows: dict[str, dict[str, Any]] = {}
+    for before, after in zip(refresh[::2], refresh[1::2]):
+        rows[f"{before['split']}, before"] = {**before, "behind": None}
+        rows[f"{after['split']}, after"] = {**after, "behind": before["behind"], "behind_ci": before["behind_ci"]}
+    columns = {
+        "n": lambda row: f"{row['mails']:,}",
+        "accuracy": number("accuracy"),
+        "F1": number("macro_f1"),
+        "log-loss": number("log_loss"),
+        "gained": lambda row: "" if row["behind"] is None else f"{row['behind']:+.3f}",
+        "±": lambda row: "" if row["behind"] is None else f"{half_width(row['behind_ci']):.3f}",
+        "ECE": number("ece"),
+    }
+    return Report(
+        title="before and after the refresh",
+        caption="gained: log-loss saved, ± its paired 95 % interval",
+        rows=rows,
+        columns=columns,
+        last=None,
+        extra={},
+        plots={},
+        judged="log_loss",
+        beside=BESIDE,
+        what="test mails",
+        higher_is_better=False,
+    )
+
+
+def number(key: str) -> Callable[[dict[str, Any]], str]:
+    """Return a column of a row's number, empty where the row has none."""
+    return lambda row: "" if row.get(key) is None else f"{row[key]:.3f}"

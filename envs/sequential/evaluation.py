@@ -209,6 +209,7 @@ class SequentialEvaluator:
             plots={"weeks": week_figure(rows, name)},
             judged="score",
             beside=("return", "spend_ratio", "contact_rate"),
+            texts=1,
         )
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from rich import box
+from rich.table import Table
 
 DPI = 240  # pixels an inch of all plots: sharp on dense screens
 #: the palette of Okabe & Ito (2008), which people with colour blindness can tell apart; yellow, pale on white, is last
@@ -63,6 +67,27 @@ def training_figure(
 def draw_curve(axes: Axes, curve: list[tuple[float, float]]) -> None:
     """Draw points (x, y), joined."""
     axes.plot([x for x, _ in curve], [y for _, y in curve], marker="o", markersize=3)
+
+
+def text_table(
+    title: str,
+    columns: Iterable[str],
+    lines: Iterable[Sequence[str]] = (),
+    *,
+    left: int = 1,
+    caption: str | None = None,
+) -> Table:
+    """Lay out a table for the console.
+
+    Its first columns, `left` of them, are text, on the left; the others are numbers, on the right. On a narrow terminal
+    text breaks into lines, numbers do not.
+    """
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption=caption, caption_justify="left")
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i < left else "right", no_wrap=i >= left)
+    for line in lines:
+        table.add_row(*line)
+    return table
 
 
 def markdown(columns: tuple | list, lines: list[list[str]], names: int = 2) -> str:

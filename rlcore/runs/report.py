@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
-from rich import box
 from rich.table import Table
 
-from rlcore.runs.plots import markdown, training_figure
+from rlcore.runs.plots import markdown, text_table, training_figure
 
 
 class RunResult(NamedTuple):
@@ -39,7 +38,11 @@ class RunResult(NamedTuple):
 
 
 def add_lines(table: Table, lines: dict[str, list[str]], groups: dict[str, str]) -> None:
-    """Add lines by name to a table for the console, under the names of their groups where they have one."""
+    """Add lines by name to a table for the console, under the names of their groups where they have one.
+
+    Names of groups may break into lines, those of lines may not.
+    """
+    table.columns[0].min_width = max(map(len, lines))
     shown = None
     for name, line in lines.items():
         group = groups.get(name, shown)
@@ -68,6 +71,8 @@ class Report:
     judged: str  #: the key of a row by which runs are compared
     what: str = "policy"  #: header of the rows' names
     beside: tuple[str, ...] = ()  #: further keys of a row by which runs are compared
+    higher_is_better: bool = True
+    texts: int = 0  #: how many of the first columns hold text, not numbers
 
     def to_metrics(self) -> dict[str, Any]:
         """Lay everything out for metrics.json."""
@@ -75,7 +80,7 @@ class Report:
 
     def result(self, name: str | None) -> RunResult:
         """Return the headline of the trained policy, `name`, or of the best one."""
-        return RunResult.from_rows(self.rows, name, (self.judged, *self.beside), higher_is_better=True)
+        return RunResult.from_rows(self.rows, name, (self.judged, *self.beside), higher_is_better=self.higher_is_better)
 
     @property
     def sample(self) -> str:
@@ -97,12 +102,7 @@ class Report:
 
     def to_table(self) -> Table:
         """Lay the comparison out for the console."""
-        table = Table(
-            title=self.title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption=self.caption, caption_justify="left"
-        )
-        table.add_column(self.what, no_wrap=True)
-        for header in self.columns:
-            table.add_column(header, justify="left" if header == "knows" else "right", no_wrap=True)
+        table = text_table(self.title, (self.what, *self.columns), left=1 + self.texts, caption=self.caption)
         groups = {name: row["group"] for name, row in self.rows.items() if "group" in row}
         add_lines(table, self._lines(), groups)
         return table
@@ -110,8 +110,7 @@ class Report:
     def to_markdown(self) -> str:
         """Lay the comparison out for TensorBoard and README."""
         headers = (self.what, *self.columns)
-        text_columns = 2 if "knows" in self.columns else 1
-        return markdown(headers, list(self._lines().values()), text_columns)
+        return markdown(headers, list(self._lines().values()), 1 + self.texts)
 
     def to_figures(
         self, agent: str | None, headline: str, history: dict[str, list[tuple[int, float]]]

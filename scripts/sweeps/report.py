@@ -5,10 +5,8 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from rich import box
-from rich.table import Table
-
 from rlcore.runs import checkpoint
+from rlcore.runs.plots import text_table
 from rlcore.runs.run_logger import make_console
 from scripts.sweeps.aggregate import header, rows, summarize, to_csv, to_markdown
 from scripts.sweeps.curves import curves_figure
@@ -32,19 +30,10 @@ def summarize_sweep(
         f"bootstrap interval (too narrow for few seeds); {better} is better; "
         f"best: in hindsight, so it flatters{'; last columns: the mean of other policies' if beside else ''}"
     )
-    table = Table(
-        title=f"{len(jobs)} jobs, {len(settings)} settings",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        caption=caption,
-        caption_justify="left",
-    )
-    for i, column in enumerate(header(summaries)):
-        table.add_column(column, justify="left" if i < len(summaries[0].choices) else "right")
-    for row in rows(summaries):
-        table.add_row(*row)
+    title = f"{len(jobs)} jobs, {len(settings)} settings"
+    choices = len(summaries[0].choices)
     console = make_console()
-    console.print(table)
+    console.print(text_table(title, header(summaries), rows(summaries), left=choices, caption=caption))
     text = f"{to_markdown(summaries)}\n\n{caption}\n"
     checkpoint.atomic(out / "summary.md", lambda path: path.write_text(text))
     checkpoint.atomic(out / "summary.csv", lambda path: path.write_text(to_csv(summaries)))

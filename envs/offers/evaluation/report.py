@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from matplotlib.figure import Figure
-from rich import box
 from rich.table import Table
 
 from envs.offers.planning.lagrangian_bound import Bound
 from envs.offers.policies.information import ORACLE
-from rlcore.runs.plots import COLORS, labelled, markdown, training_figure
+from rlcore.runs.plots import COLORS, labelled, markdown, text_table, training_figure
 from rlcore.runs.report import Report, RunResult, add_lines
 
 FEE_TUNED = "myopic + fee on θ̂"  # the best of the trade's rules that a shop can follow
@@ -139,17 +138,12 @@ class OffersReport:
         )
         if self.under_hard_rule:  # the table under the hard rule explains the columns of both
             explanation = ""
-        table = Table(
-            title=f"{self.sample}, budget {self.bound.budget.mean():,.2f} a week\nmoney {self.budget_rule}" + above,
-            box=box.SIMPLE_HEAD,
-            padding=(0, 1, 0, 0),
+        table = text_table(
+            f"{self.sample}, budget {self.bound.budget.mean():,.2f} a week\nmoney {self.budget_rule}" + above,
+            self._columns,
+            left=2,
             caption=(below + "\n" + explanation).strip() or None,
-            caption_justify="left",
         )
-        for i, column in enumerate(self._columns):
-            # On a narrow terminal groups and what a policy knows break into lines, names and numbers do not.
-            names = max(map(len, self.rows)) if column == "policy" else None
-            table.add_column(column, justify="left" if i < 2 else "right", no_wrap=i > 1, min_width=names)
         groups = {name: row["group"] for name, row in self.rows.items()}
         add_lines(table, self._lines(), {"upper bound": ORACLE.group, **groups})
         return table

@@ -73,9 +73,9 @@ def text_table(
     title: str,
     columns: Iterable[str],
     lines: Iterable[Sequence[str]] = (),
+    caption: str | None = None,
     *,
     left: int = 1,
-    caption: str | None = None,
 ) -> Table:
     """Lay out a table for the console.
 

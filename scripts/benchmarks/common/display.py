@@ -1,13 +1,12 @@
-"""Display of benchmarks: tables and progress on the console, figures as files."""
+"""Display of benchmarks: tables (rlcore/runs/plots.py) and progress on the console, figures as files."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TypeVar
 
 from matplotlib.figure import Figure
-from rich import box
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -16,18 +15,6 @@ from rlcore.runs import checkpoint
 
 WIDTH = 120  # characters of the widest tables, which are shown whole on every terminal
 Item = TypeVar("Item")
-
-
-def table_of(
-    title: str, columns: Sequence[str], rows: Iterable[Sequence[str]] = (), caption: str | None = None
-) -> Table:
-    """Lay out a table: the first column on the left, the others, which are numbers, on the right."""
-    table = Table(title=title, caption=caption, caption_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for i, column in enumerate(columns):
-        table.add_column(column, justify="right" if i else "left", no_wrap=True)
-    for row in rows:
-        table.add_row(*row)
-    return table
 
 
 def show(table: Table) -> None:

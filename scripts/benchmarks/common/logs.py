@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TypeVar
 
 import torch
@@ -23,12 +23,14 @@ def log_seasons(
     seed: int,
     *,
     all_propensities: bool = False,
-) -> tuple[Env, Iterator[LoggedDataset]]:
-    """Open an environment with realised outcomes, and log its seasons of `agents` customers lazily.
+) -> tuple[Env, LoggedDataset]:
+    """Log seasons of `agents` customers of an environment with realised outcomes, at least `decisions`, deduplicated.
 
-    At least `decisions` are logged. The environment then still has the last season's customers.
+    The environment is returned too; it still has the last season's customers.
     """
     world = env(device, seed, num_agents=agents)
     world.use_realised_outcomes()
-    logs = rollouts(world, logging_policy, "log", seed, decisions=decisions, steps=1, all_propensities=all_propensities)
-    return world, logs
+    chunks = rollouts(
+        world, logging_policy, "log", seed, decisions=decisions, steps=1, all_propensities=all_propensities
+    )
+    return world, LoggedDataset.cat([chunk.deduplicate(world.context_dim) for chunk in chunks])

@@ -17,8 +17,8 @@ from torch import Tensor
 from envs.offers.populations.complete_journey_tables import read_tables, trip_times, weekly_trips
 from rlcore.ope import estimators as ope
 from rlcore.ope import intervals
-from rlcore.runs.plots import COLORS, labelled
-from scripts.benchmarks.common.display import save_figure, table_of
+from rlcore.runs.plots import COLORS, labelled, text_table
+from scripts.benchmarks.common.display import save_figure
 from scripts.benchmarks.common.display import show as show_table
 from scripts.benchmarks.forecasting import bgnbd
 from scripts.benchmarks.forecasting.trip_model import Organic
@@ -166,7 +166,7 @@ def print_forecasts(rows: dict, fit_weeks: list[int], test_weeks: list[int], hou
         for name, r in sorted(rows.items(), key=lambda item: item[1]["log_prob"])
     ]
     show_table(
-        table_of(
+        text_table(
             f"trips of {households:,} households in weeks {test_weeks[0]}–{test_weeks[1]}, "
             f"by models of weeks {fit_weeks[0]}–{fit_weeks[1]}",
             ("model", "log-prob.", "in all", "ours more", "from", "to", "trips", "off", "weeks off", "each off"),

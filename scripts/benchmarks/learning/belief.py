@@ -20,7 +20,8 @@ from envs.offers.world.belief_observation import start_marginals
 from envs.offers.world.customers import CHURNED, Customers, World
 from envs.offers.world.filtering import CHUNK, NUM_MARGINALS, Belief, filter_week
 from envs.offers.world.observation import DYNAMICS
-from scripts.benchmarks.common.display import show, table_of
+from rlcore.runs.plots import text_table
+from scripts.benchmarks.common.display import show
 from scripts.benchmarks.common.seasons import SeenSeason, random_season
 
 
@@ -106,7 +107,7 @@ def knowledge_table(name: str, known: list[dict]):
         for t, row in enumerate(known)
     ]
     caption = "entropy of the state, nats (79 states: 4.37); correlations of filtered means with true states"
-    return table_of(f"{name}: known at the start of a week", ["week", *columns], rows, caption)
+    return text_table(f"{name}: known at the start of a week", ["week", *columns], rows, caption)
 
 
 def decile_table(name: str, tenths: dict):
@@ -116,4 +117,4 @@ def decile_table(name: str, tenths: dict):
         for outcome, tenth in tenths.items()
         for k, x in enumerate(tenth)
     ]
-    return table_of(f"{name}: filtered predictions", ["outcome", "decile", "predicted", "observed", "z"], rows)
+    return text_table(f"{name}: filtered predictions", ["outcome", "decile", "predicted", "observed", "z"], rows)

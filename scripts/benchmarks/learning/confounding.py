@@ -20,8 +20,9 @@ from envs.offers.world.response import outcome
 from rlcore.offline.deduplicated import dense
 from rlcore.offline.logged_dataset import LoggedDataset
 from rlcore.ope.cross_fitting import consecutive_ids
+from rlcore.runs.plots import text_table
 from rlcore.uplift.fitted_models import predict_chunked
-from scripts.benchmarks.common.display import show, table_of
+from scripts.benchmarks.common.display import show
 from scripts.benchmarks.common.logs import log_seasons
 
 
@@ -62,7 +63,7 @@ def run(
             rows[name]["rmse"].append(error.square().mean().sqrt().item())
             rows[name]["bias"].append(error.mean().item())
             rows[name]["correlation"].append(torch.corrcoef(torch.stack((error + truth, truth)))[0, 1].item())
-    table = table_of(
+    table = text_table(
         f"effect of a contact on P(trip), {truth.mean():.4f} on average, {seeds} logs of {customers:,} customers",
         ["learner", "error", "of seeds", "bias", "correlation"],
     )
@@ -83,8 +84,7 @@ def collected(
     env: Callable[..., OffersEnv], logging_policy: LoggingPolicy, customers: int, device: torch.device, seed: int
 ) -> tuple[OffersEnv, LoggedDataset]:
     """A season's environment, and its decisions with more than one allowed action."""
-    world, chunks = log_seasons(env, logging_policy, 1, customers, device, seed, all_propensities=True)
-    log = LoggedDataset.cat(list(chunks))
+    world, log = log_seasons(env, logging_policy, 1, customers, device, seed, all_propensities=True)
     return world, log[dense(log.action_mask).sum(1) > 1]
 
 
@@ -94,7 +94,7 @@ def effect(env, log: LoggedDataset) -> Tensor:
     world = env.world.to(env.device, torch.float64)
     z = log.obs[:, : env.static_dim].double() @ population.mixing.T.to(env.device)
     c = world.inhabit(theta_from_matrix(population.mean.to(z) + population.std.to(z) * z))
-    h, f, d = (x.double() for x in env.codec.decode_state(log.obs)[:3])
+    h, f, d = (x.double() for x in env.codec.decode_state(dense(log.obs))[:3])
 
     def trips(offer: int, channel: int) -> Tensor:
         o = outcome(c, world, log.step, h, f, d, torch.full_like(log.step, offer), torch.full_like(log.step, channel))

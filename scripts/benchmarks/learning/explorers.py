@@ -17,9 +17,9 @@ from torch import Tensor
 
 from rlcore.ope.intervals import LEVEL, mean_and_half_width, student_half_width
 from rlcore.runs.logger import MemoryLogger
-from rlcore.runs.plots import labelled
+from rlcore.runs.plots import labelled, text_table
 from rlcore.training_loop import TrainingLoop
-from scripts.benchmarks.common.display import progress, save_figure, show, table_of
+from scripts.benchmarks.common.display import progress, save_figure, show
 
 
 def run(
@@ -58,7 +58,7 @@ def regret_table(results: dict, yardstick: str, seeds: int) -> Table:
         [name, *(f"{x:.{digits}f}" for key, digits in (("regret", 1), ("growth", 2), ("ahead", 1)) for x in row[key])]
         for name, row in sorted(results.items(), key=lambda item: item[1]["regret"][0])
     ]
-    return table_of(
+    return text_table(
         f"cumulative regret of an agent on the wheel bandit, {seeds} seeds",
         ["explorer", "regret", "±", "growth", "±", "ahead", "±"],
         rows,

@@ -19,10 +19,10 @@ from envs.offers.twin.checks.report import TwinEvaluator
 from envs.offers.twin.ensemble import TwinEnsemble
 from rlcore.offline.logged_dataset import LoggedDataset
 from rlcore.runs import checkpoint
-from rlcore.runs.logger import NullLogger
-from rlcore.training_loop import TrainingLoop
-from scripts.benchmarks.common.display import show, table_of
+from rlcore.runs.plots import text_table
+from scripts.benchmarks.common.display import show
 from scripts.benchmarks.common.logs import log_seasons
+from scripts.benchmarks.common.training import fit_to_log
 
 CHECK, HELD_OUT = "warns", "by held-out customers alone"
 
@@ -48,9 +48,9 @@ def run(
     for name, world in {"family": family, **worlds}.items():
         for k in range(logs):
             number = seed + 100 * k
-            env, chunks = log_seasons(world, logging_policy, decisions, agents, device, 1000 + number)
+            _, log = log_seasons(world, logging_policy, decisions, agents, device, 1000 + number)
             model = twin(family(device, number), number)
-            warnings = warnings_of(model, LoggedDataset.cat([chunk.deduplicate(env.context_dim) for chunk in chunks]))
+            warnings = warnings_of(model, log)
             found.setdefault(name, []).append(warnings)
             print(f"{name}, log {k + 1}: " + ("; ".join(warnings[CHECK]) or "no warning"), flush=True)
             checkpoint.save_json(directory / "rows.json", found)
@@ -59,15 +59,13 @@ def run(
         for name, each in found.items()
     ]
     title = f"logs of {decisions:,} decisions in which the twin warns"
-    show(table_of(title, ["world", CHECK, HELD_OUT], rows))
+    show(text_table(title, ["world", CHECK, HELD_OUT], rows))
     return {"worlds": found}
 
 
 def warnings_of(model: TwinEnsemble, log: LoggedDataset) -> dict[str, list[str]]:
     """Fit a twin to a log, and return its warnings, and those by held-out customers alone."""
-    model.set_dataset(log)
-    TrainingLoop(model, NullLogger()).run()
-    check = model.make_evaluator()
+    check = fit_to_log(model, log).make_evaluator()
     assert isinstance(check, TwinEvaluator)
     alone = model.held_out_panel
     everybody = torch.ones(len(alone), dtype=torch.bool, device=alone.features.device)

@@ -19,12 +19,11 @@ from rlcore.offline.logged_dataset import LoggedDataset
 from rlcore.offline.q_learning import DoubleDQN
 from rlcore.ope.intervals import mean_and_half_width
 from rlcore.runs import checkpoint
-from rlcore.runs.logger import NullLogger
 from rlcore.runs.plots import COLORS, labelled
-from rlcore.training_loop import TrainingLoop
 from scripts.benchmarks.common.display import save_figure
 from scripts.benchmarks.common.logs import log_seasons
 from scripts.benchmarks.common.timing import timed
+from scripts.benchmarks.common.training import fit_to_log
 
 
 def run(
@@ -55,8 +54,7 @@ def run(
             judge = env.evaluation(env)
             for name, logging_policy in logging_policies.items():
                 # The log is of customers that no learner of the same seed draws.
-                _, chunks = log_seasons(make, logging_policy, max(sizes[name]), agents, device, 1000 + k)
-                whole = LoggedDataset.cat([chunk.deduplicate(env.context_dim) for chunk in chunks])
+                _, whole = log_seasons(make, logging_policy, max(sizes[name]), agents, device, 1000 + k)
                 for size in sizes[name]:
                     shared: dict = {}
                     for learner, algo in learners.items():
@@ -99,9 +97,7 @@ def train_on_log(env, algo: Callable, log: LoggedDataset, seed: int, shared: dic
     if isinstance(agent, DoubleDQN) and agent.variance_reduction:
         fit = agent.variance_reduction
         agent.variance_reduction = lambda *given: shared.setdefault("rewards", shared.get("rewards") or fit(*given))
-    agent.set_dataset(log)
-    TrainingLoop(agent, NullLogger()).run()
-    return agent
+    return fit_to_log(agent, log)
 
 
 def learned_score(judge, fit: Callable) -> dict[str, float]:

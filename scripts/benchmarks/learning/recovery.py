@@ -13,34 +13,24 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from envs.data_collection import LoggingPolicy
 from envs.offers.env import OffersEnv
-from envs.offers.evaluation.evaluator import OffersEvaluator
 from envs.offers.evaluation.profit_decomposition import summarise_seasons
-from envs.offers.evaluation.simulation import EvaluationMarket
 from envs.offers.evaluation.streams import TEST_SEASONS
-from envs.offers.planning.lagrangian_bound import Bound
-from envs.offers.policies.base import SeasonPolicy
-from envs.offers.policies.information import FEATURES, LOG, TRUTH, Information
-from envs.offers.policies.rollover import planning_policy
-from envs.offers.populations.base import theta_from_matrix, theta_to_matrix
+from envs.offers.populations.base import theta_to_matrix
 from envs.offers.twin.checks.report import TwinEvaluator
 from envs.offers.twin.ensemble import TwinEnsemble
 from envs.offers.twin.hidden_states.identification import parameter_names
 from envs.offers.twin.structural_fit import StructuralTwin
 from envs.offers.twin.structural_model import mean_theta
-from envs.offers.world.customers import Customers
-from rlcore.offline.logged_dataset import LoggedDataset
-from scripts.benchmarks.common.display import show, table_of
+from rlcore.runs.plots import text_table
+from scripts.benchmarks.common.display import show
 from scripts.benchmarks.common.logs import log_seasons
+from scripts.benchmarks.common.planning import ESTIMATED, TRUE, estimates_of, planners
 from scripts.benchmarks.common.shares import share_of_rival
 from scripts.benchmarks.common.trained import store
-
-ON_TRUTH = Information(TRUTH, ("beliefs",), equations=True)
-ON_TWIN = Information(FEATURES, ("beliefs",), equations=True, training=(LOG,))
-TRUE, ESTIMATED = "true θ", "the twin's θ̂"
+from scripts.benchmarks.common.training import evaluator_of
 
 
 def run(
@@ -57,8 +47,7 @@ def run(
     planning: bool,
 ) -> dict:
     """Fit a twin to a log; compare its θ with the truth of `new` customers and, where `planning`, plan on both."""
-    world, seasons = log_seasons(env, logging_policy, decisions, agents, device, 1000 + seed)
-    log = LoggedDataset.cat([chunk.deduplicate(world.context_dim) for chunk in seasons])
+    world, log = log_seasons(env, logging_policy, decisions, agents, device, 1000 + seed)
     model = twin(world, seed)
     model.set_dataset(log)
     model.setup(None, lambda: False)
@@ -106,34 +95,15 @@ def compare_parameters(
     return rows
 
 
-def planners(
-    evaluator: OffersEvaluator,
-    market: EvaluationMarket,
-    bound: Bound,
-    theta: Callable[[Tensor], Customers],
-) -> dict[str, SeasonPolicy]:
-    """Return planning under the filtered belief: on the true θ, and on what `theta` makes of the features [N, F]."""
-    start = evaluator.on_estimates.start_belief()
-    estimated = market.with_customers(evaluator.world.inhabit(theta(market.features)))
-    return {
-        TRUE: planning_policy(market, bound, ON_TRUTH, start),
-        ESTIMATED: planning_policy(estimated, evaluator.solve_bound(estimated), ON_TWIN, start),
-    }
-
-
 def planning_scores(env: OffersEnv, model: TwinEnsemble) -> dict:
     """Return the scores of planning under the belief in the true world, and the share that the twin's θ̂ earns."""
-    evaluator = env.evaluation(env)
-    assert isinstance(evaluator, OffersEvaluator)
+    evaluator = evaluator_of(env)
     market = evaluator.test_market(env.budget)
     bound = evaluator.solve_bound(market)
-
-    def theta(features: Tensor) -> Customers:
-        return theta_from_matrix(mean_theta(model.fitted_members, features).double())
-
+    policies = planners(evaluator, market, bound, estimates_of(model, market.features))
     records = {
         name: evaluator.simulate(policy, market, bound, evaluator.seasons, TEST_SEASONS)
-        for name, policy in planners(evaluator, market, bound, theta).items()
+        for name, policy in policies.items()
     }
     return {
         "policies": {name: summarise_seasons(record, market, bound) for name, record in records.items()},
@@ -154,7 +124,7 @@ def parameter_table(rows: dict[str, dict], decisions: int, seconds: list[float])
     title = (
         f"{decisions:,} decisions without states; {len(seconds)} members of {max(seconds):.0f} CPU seconds or less each"
     )
-    return table_of(title, ["parameter", "correlation", "error", "bias", "promised"], lines, caption)
+    return text_table(title, ["parameter", "correlation", "error", "bias", "promised"], lines, caption)
 
 
 def planning_table(found: dict):
@@ -165,4 +135,4 @@ def planning_table(found: dict):
     ]
     share, low, high = found["share"]
     caption = f"on the twin's θ̂: {share:.3f} of what it earns on the true θ ({low:.3f} to {high:.3f}, paired)"
-    return table_of("planning in the true world, states unseen", ["on", "score", "from", "to"], lines, caption)
+    return text_table("planning in the true world, states unseen", ["on", "score", "from", "to"], lines, caption)

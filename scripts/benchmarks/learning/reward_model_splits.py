@@ -21,8 +21,9 @@ from email_rl.data.mails import OUTCOMES, Mails
 from email_rl.models.bag_of_words import BagOfWords
 from email_rl.reward_model.reward_model import RewardModel
 from rlcore.runs.logger import NullLogger
+from rlcore.runs.plots import text_table
 from rlcore.training_loop import TrainingLoop
-from scripts.benchmarks.common.display import progress, show, table_of
+from scripts.benchmarks.common.display import progress, show
 
 BAG = "bag of words"
 
@@ -135,7 +136,7 @@ def results_table(results: dict[str, dict], source: str, splits: int, tested: in
         ]
         for name, row in results.items()
     ]
-    return table_of(
+    return text_table(
         f"{splits} random splits of {source}",
         ["model", "accuracy", "above the majority", "above the bag", "log-loss", "nats ahead of the bag"],
         rows,

@@ -26,8 +26,8 @@ from envs.offers.policies.base import SeasonPolicy
 from envs.offers.policies.information import ORACLE
 from envs.offers.policies.rollover import planning_policy
 from rlcore.ope.intervals import LEVEL, student_half_width
-from rlcore.runs.plots import labelled
-from scripts.benchmarks.common.display import save_figure, show, table_of
+from rlcore.runs.plots import labelled, text_table
+from scripts.benchmarks.common.display import save_figure, show
 from scripts.benchmarks.common.trained import restore
 
 CAPTION = (
@@ -134,7 +134,7 @@ def to_table(rows: list[dict[str, Any]]):
         ]
         for row in rows
     ]
-    return table_of(
+    return text_table(
         "Margin against trips", ["policy", "λ_trips", "trainings", "margin", "±", "trips", "±"], lines, caption=CAPTION
     )
 

@@ -26,7 +26,8 @@ from envs.offers.policies.information import ORACLE
 from envs.offers.policies.rollover import planning_policy
 from envs.offers.unlike.env import UnlikeEnv
 from rlcore.network_algorithm import NetworkAlgorithm
-from scripts.benchmarks.common.display import show, table_of
+from rlcore.runs.plots import text_table
+from scripts.benchmarks.common.display import show
 from scripts.benchmarks.common.trained import restore
 
 
@@ -152,7 +153,7 @@ def score_table(rows: dict[str, dict], setting: Setting) -> Table:
         line = [name[-48:], f"{row['score']:.4f}", f"{(high - low) / 2:.4f}", f"{row['spend_ratio']:.4f}"]
         true = row.get("at true spend")
         lines.append([*line, *([f"{true['score']:.4f}", f"{true['spend_ratio']:.4f}"] if true else ["", ""])])
-    return table_of(
+    return text_table(
         f"{len(setting.market):,} test customers, {setting.evaluator.seasons} seasons",
         ["policy", "score", "±", "spend", "at true spend", "spend"],
         lines,
@@ -167,7 +168,7 @@ def difference_table(pooled: dict[str, dict], trainings: int) -> Table:
         mean, low, high = row["pooled"]
         each = ", ".join(f"{difference[0]:+.4f}" for difference in row["each"])
         lines.append([name, f"{mean:+.4f}", f"{low:+.4f} to {high:+.4f}", each])
-    return table_of(
+    return text_table(
         f"Mean of {trainings} trainings ahead of …, paired by customer",
         ["rival", "difference", "95 % interval", "each training"],
         lines,

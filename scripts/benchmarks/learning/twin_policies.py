@@ -14,18 +14,16 @@ from pathlib import Path
 import torch
 
 from envs.offers.env import OffersEnv
-from envs.offers.evaluation.calibration import calibrate_price_drift
-from envs.offers.evaluation.evaluator import OffersEvaluator
 from envs.offers.evaluation.profit_decomposition import summarise_seasons
 from envs.offers.evaluation.streams import TEST_SEASONS
 from envs.offers.twin.theta_estimate import TwinTheta
 from rlcore.network_algorithm import NetworkAlgorithm
 from rlcore.runs import checkpoint
-from rlcore.runs.logger import NullLogger
-from rlcore.training_loop import TrainingLoop
-from scripts.benchmarks.common.display import show, table_of
+from rlcore.runs.plots import text_table
+from scripts.benchmarks.common.display import show
+from scripts.benchmarks.common.planning import ESTIMATED, planners
 from scripts.benchmarks.common.shares import share_of_rival
-from scripts.benchmarks.learning.recovery import ESTIMATED, planners
+from scripts.benchmarks.common.training import drift_at_home, evaluator_of, train
 
 ON_THE_TWIN, IN_THE_WORLD = "PPO, trained on the twin", "PPO, trained in the true world"
 
@@ -62,15 +60,16 @@ def judge(
 ) -> dict:
     """Train PPO on the twin and in the true world; return what both and both planners earn in the true world."""
     world = env(device, seed, twin=None)
-    evaluator = world.evaluation(world)
-    assert isinstance(evaluator, OffersEvaluator)
+    evaluator = evaluator_of(world)
     market = evaluator.test_market(world.budget)
     bound = evaluator.solve_bound(market)
     theta = TwinTheta(world.population.draw(2, torch.Generator(device).manual_seed(seed), "train"), path=twin)
-    policies = {f"planning on {name}": x for name, x in planners(evaluator, market, bound, theta).items()}
+    policies = {
+        f"planning on {name}": x for name, x in planners(evaluator, market, bound, theta(market.features)).items()
+    }
     for name, home in ((ON_THE_TWIN, env(device, seed, twin=twin)), (IN_THE_WORLD, world)):
-        agent, drift = trained(home, ppo, seed)
-        policies[name] = evaluator.deploy_at_drift(agent, market, drift)
+        agent = train(ppo(home, seed))
+        policies[name] = evaluator.deploy_at_drift(agent, market, drift_at_home(agent))
     records = {
         name: evaluator.simulate(policy, market, bound, evaluator.seasons, TEST_SEASONS)
         for name, policy in policies.items()
@@ -86,15 +85,6 @@ def judge(
     }
 
 
-def trained(env: OffersEnv, ppo: Callable[..., NetworkAlgorithm], seed: int) -> tuple[NetworkAlgorithm, float]:
-    """Train PPO in an environment; return it, and the price drift that is calibrated on customers of its training."""
-    agent = ppo(env, seed)
-    TrainingLoop(agent, NullLogger()).run()
-    evaluator = env.evaluation(env)
-    assert isinstance(evaluator, OffersEvaluator)
-    return agent, calibrate_price_drift(evaluator, agent, evaluator.tuning_market(env.budget))
-
-
 def policy_table(view: str, found: dict):
     """Lay out the policies under a view."""
     lines = [
@@ -107,4 +97,4 @@ def policy_table(view: str, found: dict):
     )
     size = f"{found['customers']:,} new customers, {found['seasons']} seasons"
     title = f"in the true world, under env/observation={view}: {size}"
-    return table_of(title, ["policy", "score", "from", "to", "spend"], lines, caption)
+    return text_table(title, ["policy", "score", "from", "to", "spend"], lines, caption)

@@ -8,7 +8,6 @@ Usage:
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,16 +16,14 @@ from torch import Tensor
 from envs.data_collection import LoggingPolicy
 from envs.offers.env import OffersEnv
 from envs.offers.logs.panel import Panel
-from envs.offers.twin.ensemble import TwinEnsemble
 from envs.offers.twin.predictions import PanelPredictions
 from envs.offers.twin.structural_predictions import StructuralPredictions
-from rlcore.offline.logged_dataset import LoggedDataset
 from rlcore.runs import checkpoint
-from rlcore.runs.logger import NullLogger
-from rlcore.training_loop import TrainingLoop
-from scripts.benchmarks.common.display import show, table_of
+from rlcore.runs.plots import text_table
+from scripts.benchmarks.common.display import show
 from scripts.benchmarks.common.logs import log_seasons
 from scripts.benchmarks.common.timing import timed
+from scripts.benchmarks.common.training import fit_to_log
 
 
 def run(
@@ -42,12 +39,11 @@ def run(
     new: int,
 ) -> dict:
     """Fit each twin to the log, and compare it with the truth of a season of `new` other customers."""
-    world, seasons = log_seasons(env, logging_policy, decisions, agents, device, 1000 + seed)
-    others, other_seasons = log_seasons(env, logging_policy, 1, new, device, 2000 + seed)
-    log, asked = (LoggedDataset.cat(list(chunks)) for chunks in (seasons, other_seasons))
+    world, log = log_seasons(env, logging_policy, decisions, agents, device, 1000 + seed)
+    others, asked = log_seasons(env, logging_policy, 1, new, device, 2000 + seed)
     rows: dict[str, dict[str, float]] = {}
     for name, algo in twins.items():
-        seconds, twin = timed(partial(fit_twin, algo, world, log, seed))
+        seconds, twin = timed(lambda algo=algo: fit_to_log(algo(world, seed), log))
         panel = twin.twin.to_panel(asked, others)
         with torch.no_grad():
             truth = StructuralPredictions(others.customers, others.world, panel)
@@ -56,7 +52,7 @@ def run(
             rows[name] = compare_with_truth(answers, truth, panel) | {"seconds": seconds}
         checkpoint.save_json(directory / "rows.json", rows)
         print(f"{name}: {seconds:.0f} s", flush=True)
-    table = table_of(
+    table = text_table(
         f"{decisions:,} decisions; {new:,} other customers, a contact adds {rows['truth']['mean']:.4f} to P(trip)",
         ["twin", "response", "adds", "error", "correlation"],
     )
@@ -70,14 +66,6 @@ def run(
     )
     show(table)
     return {"rows": rows}
-
-
-def fit_twin(algo: Callable[..., TwinEnsemble], world: OffersEnv, log: LoggedDataset, seed: int) -> TwinEnsemble:
-    """Fit a twin to a log of a world."""
-    twin = algo(world, seed)
-    twin.set_dataset(log)
-    TrainingLoop(twin, NullLogger()).run()
-    return twin
 
 
 def compare_with_truth(members: list[PanelPredictions], truth: PanelPredictions, panel: Panel) -> dict[str, float]:

@@ -17,8 +17,6 @@ from torch import Tensor
 from envs.data_collection import LoggingPolicy
 from envs.offers.constraints.contact_policy import ContactOptions
 from envs.offers.env import OffersEnv
-from envs.offers.evaluation.calibration import calibrate_price_drift
-from envs.offers.evaluation.evaluator import OffersEvaluator
 from envs.offers.evaluation.simulation import EvaluationMarket
 from envs.offers.evaluation.streams import TEST_MARKET, TEST_SEASONS
 from envs.offers.planning.knapsack import Increments, ranked
@@ -27,11 +25,8 @@ from envs.offers.policies.baselines import KnapsackPolicy, NoContact
 from envs.offers.policies.belief_planner import BeliefPlanner, BeliefView
 from envs.offers.policies.information import NOTHING, Information
 from envs.offers.policies.learned import CodecView
-from envs.offers.policies.rollover import planning_policy
-from envs.offers.populations.base import theta_from_matrix
 from envs.offers.twin.checks.report import TwinEvaluator
 from envs.offers.twin.ensemble import TwinEnsemble
-from envs.offers.twin.structural_model import mean_theta
 from envs.offers.unlike.season import draw_uniforms, incremental_profit
 from envs.offers.world.catalogue import Catalogue
 from envs.offers.world.customers import CustomerState
@@ -40,12 +35,12 @@ from rlcore.network_algorithm import NetworkAlgorithm
 from rlcore.offline.logged_dataset import LoggedDataset
 from rlcore.ope.intervals import LEVEL, normal_half_width
 from rlcore.runs import checkpoint
-from rlcore.runs.logger import NullLogger
-from rlcore.training_loop import TrainingLoop
-from scripts.benchmarks.common.display import show, table_of
+from rlcore.runs.plots import text_table
+from scripts.benchmarks.common.display import show
 from scripts.benchmarks.common.logs import log_seasons
+from scripts.benchmarks.common.planning import ON_TWIN, estimates_of, plan_on_twin
 from scripts.benchmarks.common.trained import store
-from scripts.benchmarks.learning.recovery import ON_TWIN
+from scripts.benchmarks.common.training import drift_at_home, evaluator_of, fit_to_log, train
 
 RULE = "frequent buyers"
 
@@ -101,11 +96,8 @@ def run(
     check_pair(shop.world.catalogue, offer, channel)
     found: dict[str, dict] = {}
     for name, world in worlds.items():
-        env, chunks = log_seasons(world, logging_policy, decisions, agents, device, 1000 + seed)
-        log = LoggedDataset.cat([chunk.deduplicate(env.context_dim) for chunk in chunks])
-        model = twin(shop, seed)
-        model.set_dataset(log)
-        TrainingLoop(model, NullLogger()).run()
+        env, log = log_seasons(world, logging_policy, decisions, agents, device, 1000 + seed)
+        model = fit_to_log(twin(shop, seed), log)
         path = directory / f"{name}.pt"
         store(path, "twin", model)
         check = model.make_evaluator()
@@ -119,7 +111,8 @@ def run(
         }
         if ppo_steps:
             home = on_twin(device, seed, twin=str(path))
-            policies["PPO on the twin"] = ppo_on_twin(home, ppo, ppo_steps, market, seed)
+            agent = train(ppo(home, seed, total_steps=ppo_steps))
+            policies["PPO on the twin"] = evaluator_of(home).deploy_at_drift(agent, market, drift_at_home(agent))
         generator = torch.Generator(device).manual_seed(TEST_SEASONS + 1000 * seed)
         u = [draw_uniforms(market.world, customers, generator) for _ in range(seasons)]
         profit = incremental_profit(policies, market, u)
@@ -167,13 +160,11 @@ def policies_on_twin(
     shop: OffersEnv, model: TwinEnsemble, market: EvaluationMarket, fees: list[float]
 ) -> dict[str, SeasonPolicy]:
     """Return planning and the myopic knapsack with a fee tuned on the twin, both under the filtered belief."""
-    evaluator = shop.evaluation(shop)
-    assert isinstance(evaluator, OffersEvaluator)
+    evaluator = evaluator_of(shop)
     world, start = evaluator.world, evaluator.on_estimates.start_belief()
 
     def on_twin(base: EvaluationMarket) -> EvaluationMarket:
-        theta = theta_from_matrix(mean_theta(model.fitted_members, base.features).double())
-        return base.with_customers(world.inhabit(theta), world)
+        return base.with_customers(world.inhabit(estimates_of(model, base.features)), world)
 
     def myopic(base: EvaluationMarket, fee: float) -> KnapsackPolicy:
         view = BeliefView(base.customers, world, start)
@@ -185,23 +176,10 @@ def policies_on_twin(
         records = evaluator.simulate(myopic(tuning, fee), tuning, None, evaluator.tuning_seasons, 0)
         return sum(record.incremental_profit.sum().item() for record in records)
 
-    mine = on_twin(market)
     return {
-        "myopic + fee on the twin": myopic(mine, max(fees, key=earned)),
-        "planning on the twin": planning_policy(mine, evaluator.solve_bound(mine), ON_TWIN, start),
+        "myopic + fee on the twin": myopic(on_twin(market), max(fees, key=earned)),
+        "planning on the twin": plan_on_twin(evaluator, market, estimates_of(model, market.features), start),
     }
-
-
-def ppo_on_twin(
-    env: OffersEnv, ppo: Callable[..., NetworkAlgorithm], steps: int, market: EvaluationMarket, seed: int
-) -> SeasonPolicy:
-    """Train PPO in the environment of a twin, and deploy it in a market."""
-    agent = ppo(env, seed, total_steps=steps)
-    TrainingLoop(agent, NullLogger()).run()
-    evaluator = env.evaluation(env)
-    assert isinstance(evaluator, OffersEvaluator)
-    drift = calibrate_price_drift(evaluator, agent, evaluator.tuning_market(env.budget))
-    return evaluator.deploy_at_drift(agent, market, drift)
 
 
 def summarise(profit: dict[str, Tensor], against: str) -> dict[str, dict]:
@@ -226,4 +204,4 @@ def profit_table(name: str, rows: dict[str, dict], customers: int, seasons: int)
         "buyers, customer by customer; there is no bound in this world"
     )
     title = f"{name}: {customers:,} new customers, {seasons} seasons"
-    return table_of(title, ["policy", "profit", "±", "ahead", "±"], lines, caption)
+    return text_table(title, ["policy", "profit", "±", "ahead", "±"], lines, caption)

@@ -21,7 +21,8 @@ from envs.live.exportable import columns_of
 from envs.live.graph import make_decide
 from envs.live.package import Package
 from envs.offers.policies.scoring import grid_preferences
-from scripts.benchmarks.common.display import show, table_of
+from rlcore.runs.plots import text_table
+from scripts.benchmarks.common.display import show
 from scripts.benchmarks.common.timing import time_in_turns
 from scripts.benchmarks.common.trained import restore
 
@@ -82,7 +83,7 @@ def run(
             measured = time_in_turns({way: repeated(call, times_called) for way, call in ways.items()}, repeats)
         times[name] = {way: MICROSECONDS * median(seconds) / times_called for way, seconds in measured.items()}
     show(
-        table_of(
+        text_table(
             "A decision, CPU µs a call",
             ["", "onnxruntime", "PyTorch", "PyTorch, price by price", "onnxruntime / PyTorch"],
             [

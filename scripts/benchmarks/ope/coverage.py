@@ -16,7 +16,8 @@ from rich.table import Table
 
 from envs.offers.env import OffersEnv
 from rlcore.ope.evaluator import LOGGED, OffPolicyEvaluator
-from scripts.benchmarks.common.display import progress, show, table_of
+from rlcore.runs.plots import text_table
+from scripts.benchmarks.common.display import progress, show
 from scripts.benchmarks.ope.customer_pool import replications, world_of
 
 INTERVALS = {"normal": "normal", "bootstrap": "ci", "Bernstein": "bernstein"}
@@ -108,7 +109,7 @@ def coverage_table(name: str, result: dict) -> Table:
             ]
         rows.append(cells)
     truth = result["truth"]
-    return table_of(
+    return text_table(
         f"{name}: {result['replications']:,} logs of {result['customers']:,} customers, effective sample size "
         f"{result['effective_share']:.1%}",
         [

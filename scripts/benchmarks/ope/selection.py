@@ -15,7 +15,8 @@ from rich.table import Table
 
 from envs.offers.env import OffersEnv
 from rlcore.ope.evaluator import OffPolicyEvaluator
-from scripts.benchmarks.common.display import progress, show, table_of
+from rlcore.runs.plots import text_table
+from scripts.benchmarks.common.display import progress, show
 from scripts.benchmarks.ope.customer_pool import replications, world_of
 
 
@@ -99,7 +100,7 @@ def selection_table(result: dict, estimator: str) -> Table:
         ]
         for name, row in sorted(result["candidates"].items(), key=lambda item: -item[1]["truth"])
     ]
-    return table_of(
+    return text_table(
         f"{len(rows)} policies, {result['replications']} logs of {result['customers']:,} customers",
         ["policy", "true value", "estimate", "dev.", "effective", "chosen"],
         rows,

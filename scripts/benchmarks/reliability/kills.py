@@ -11,7 +11,8 @@ from pathlib import Path
 
 import torch
 
-from scripts.benchmarks.common.display import show, table_of
+from rlcore.runs.plots import text_table
+from scripts.benchmarks.common.display import show
 from scripts.benchmarks.reliability.forked_scripts import SIGNALS, finish, importable
 from scripts.benchmarks.reliability.killed_trainings import kill_training
 from scripts.benchmarks.reliability.killed_writers import (
@@ -63,5 +64,5 @@ def run(
         [name, *(str(row["signals"].get(x.name, 0)) for x in SIGNALS), *(str(row[key]) for key in COUNTS)]
         for name, row in found.items()
     ]
-    show(table_of("killed at random moments", ["", *(x.name for x in SIGNALS), *COUNTS.values()], lines))
+    show(text_table("killed at random moments", ["", *(x.name for x in SIGNALS), *COUNTS.values()], lines))
     return {"killed": found, **{key: sum(row[key] for row in found.values()) for key in ("kills", *COUNTS)}}

@@ -286,11 +286,12 @@ ROWS = {
 
 
 def _show(stores: dict[str, dict], title: str) -> None:
-    from scripts.benchmarks.common.display import show, table_of  # not above: torch takes long to load
+    from rlcore.runs.plots import text_table  # not above: torch takes long to load
+    from scripts.benchmarks.common.display import show
 
     def figure(result: dict, name: str) -> str:
         value = result["wrong_weeks"] + result["wrong_entries"] if name == "wrong" else result[name]
         return f"{round(value):,}"
 
     rows = [[label, *(figure(result, name) for result in stores.values())] for label, name in ROWS.items()]
-    show(table_of(title, ["", *stores], rows))
+    show(text_table(title, ["", *stores], rows))

@@ -31,10 +31,11 @@ from envs.offers.policies.baselines import NoContact, RandomContacts
 from envs.offers.policies.rollover import planning_policy
 from envs.offers.populations.parameter_regression import ParameterRegression
 from envs.offers.twin.ensemble import TwinEnsemble
-from envs.offers.twin.structural_model import mean_theta
 from rlcore.runs import checkpoint
-from scripts.benchmarks.common.display import show, table_of
-from scripts.benchmarks.learning.recovery import ON_TRUTH
+from rlcore.runs.plots import text_table
+from scripts.benchmarks.common.display import show
+from scripts.benchmarks.common.planning import ON_TRUTH, estimates_of
+from scripts.benchmarks.common.training import evaluator_of
 from scripts.benchmarks.shop import made_up_shop
 from scripts.benchmarks.shop.first_weeks import Believed, Choice, NewShop
 from scripts.benchmarks.shop.judge import Judge
@@ -107,8 +108,7 @@ def prepare(
     shop = Shop(rows, torch.zeros(judged, dtype=torch.long), 1000 + seed)
     made_up_shop.write_customers(folder, MadeUp(rows, [], shop, []), 1)
     prior = made_up_shop.shop_env(env, folder, device, seed, made_up_shop.population(folder, truth=False))
-    believed = prior.evaluation(prior)
-    assert isinstance(believed, OffersEvaluator)
+    believed = evaluator_of(prior)
     tuning = believed.on_estimates.predicted_market(believed.tuning_market(prior.budget))
     fee = believed.tune_fee(tuning, lambda fee: believed.on_estimates.knapsack(tuning, fee=fee, values=None))
     if prior.budget.weekly is None:
@@ -181,8 +181,8 @@ def judged_twin(
     started = time.process_time()
     twin = made_up_shop.fit_twin(setting.make_twin, env, log, setting.seed, folder / "twin.pt", None)
     seconds = time.process_time() - started
-    theta = mean_theta(twin.fitted_members, judge.features(env)).double()
-    seasons = judge.simulate(judge.plan(theta, setting.believed.on_estimates.start_belief()))
+    estimates = estimates_of(twin, judge.features(env))
+    seasons = judge.simulate(judge.plan(estimates, setting.believed.on_estimates.start_belief()))
     ahead = {name: judge.ahead(seasons, others[name]) for name in (RULES, PRIORS)}
     return {**judge.summary(seasons), "ahead_of": ahead, "seconds": seconds}
 
@@ -193,14 +193,14 @@ def table_without_a_log(rows: dict[str, dict[str, float]]):
     columns = ("score", "profit", "spend", "contacts")
     lines = [[name, f"{row['score']:.3f}", *(f"{row[key]:.2f}" for key in columns[1:])] for name, row in rows.items()]
     caption = "in the true world; score: share of what is provably attainable; the others: a customer and season"
-    return table_of("without a log", ["policy", *columns], lines, caption)
+    return text_table("without a log", ["policy", *columns], lines, caption)
 
 
 def table_of_costs(rows: list[dict]):
     """Lay out what the first weeks bring and cost."""
     lines = [[x["choice"], f"{x['customers']:,}", f"{x['profit']:+.2f}", f"{x['spend']:.2f}"] for x in rows]
     caption = "profit: expected, beyond sending nothing, what is lost later included; spend: paid; money a customer"
-    return table_of("the first weeks", ["decided by", "customers", "profit", "spend"], lines, caption)
+    return text_table("the first weeks", ["decided by", "customers", "profit", "spend"], lines, caption)
 
 
 def table_of_twins(rows: list[dict]):
@@ -214,4 +214,4 @@ def table_of_twins(rows: list[dict]):
         "with the 95 % interval over customers"
     )
     columns = ["decided by", "customers", "weeks", "score", "less rules", "from", "to", "less priors", "from ", "to "]
-    return table_of("planning on a twin of the first weeks, judged in the true world", columns, lines, caption)
+    return text_table("planning on a twin of the first weeks, judged in the true world", columns, lines, caption)

@@ -16,10 +16,10 @@ from envs.offers.evaluation.simulation import EvaluationMarket, SeasonRecord
 from envs.offers.evaluation.streams import TEST_SEASONS
 from envs.offers.planning.lagrangian_bound import Bound
 from envs.offers.policies.base import SeasonPolicy
-from envs.offers.policies.rollover import planning_policy
-from envs.offers.populations.base import theta_from_matrix
+from envs.offers.world.customers import Customers
 from rlcore.ope.intervals import LEVEL, normal_half_width
-from scripts.benchmarks.learning.recovery import ON_TWIN
+from scripts.benchmarks.common.planning import plan_on_twin
+from scripts.benchmarks.common.training import evaluator_of
 from scripts.benchmarks.shop import made_up_shop
 
 
@@ -37,8 +37,7 @@ class Judge:
     def of(cls, make_env: Callable[..., OffersEnv], folder: Path, device: torch.device, seed: int) -> Judge:
         """Draw customers of the test side of a folder's table, none twice, and solve the bound of their true world."""
         env = made_up_shop.shop_env(make_env, folder, device, seed, made_up_shop.population(folder, truth=True))
-        evaluator = env.evaluation(env)
-        assert isinstance(evaluator, OffersEvaluator)
+        evaluator = evaluator_of(env)
         n = min(evaluator.customers, len(env.population.given.customers["test"]))
         sample = env.population.draw(n, torch.Generator(device).manual_seed(seed), "test")
         market = EvaluationMarket.from_sample(sample, evaluator.world, env.budget, env.contact_rules)
@@ -55,10 +54,9 @@ class Judge:
         """Simulate a policy's seasons."""
         return self.evaluator.simulate(policy, self.market, self.bound, self.evaluator.seasons, TEST_SEASONS)
 
-    def plan(self, theta: Tensor, start: Tensor) -> SeasonPolicy:
-        """Plan on estimates θ [N, K] as if they were true; `start` [14] are the marginals of a season's first state."""
-        estimated = self.market.with_customers(self.evaluator.world.inhabit(theta_from_matrix(theta)))
-        return planning_policy(estimated, self.evaluator.solve_bound(estimated), ON_TWIN, start)
+    def plan(self, estimates: Customers, start: Tensor) -> SeasonPolicy:
+        """Plan on a twin's θ̂ of the customers; `start` [14] are the marginals of a season's first state."""
+        return plan_on_twin(self.evaluator, self.market, estimates, start)
 
     def summary(self, seasons: list[SeasonRecord]) -> dict[str, float]:
         """Return a policy's score, and its profit beyond sending nothing, spend and contacts a customer and season."""

@@ -19,9 +19,8 @@ from envs.offers.logs import send_log
 from envs.offers.populations.true_parameters import parameter_table
 from envs.offers.twin.ensemble import TwinEnsemble
 from envs.offers.twin.structural_model import TwinPopulation
-from rlcore.runs.logger import NullLogger
-from rlcore.training_loop import TrainingLoop
 from scripts.benchmarks.common.trained import store
+from scripts.benchmarks.common.training import fit_to_log
 from scripts.example_shop import PURCHASES, SENDS, MadeUp, export, sends_and_purchases, write_export
 from scripts.shared.building import fitted_to
 
@@ -97,7 +96,6 @@ def fit_twin(
     twin = make_twin(env, seed)
     if start:
         twin.start_from(start)
-    twin.set_dataset(env.read_log(str(log), "train", partial(fitted_to, env)))
-    TrainingLoop(twin, NullLogger()).run()
+    fit_to_log(twin, env.read_log(str(log), "train", partial(fitted_to, env)))
     store(out, "twin", twin)
     return twin

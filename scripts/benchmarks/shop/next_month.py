@@ -25,8 +25,6 @@ from torch import Tensor
 
 from envs.offers.constraints.contact_policy import ContactOptions
 from envs.offers.env import OffersEnv
-from envs.offers.evaluation.calibration import calibrate_price_drift
-from envs.offers.evaluation.evaluator import OffersEvaluator
 from envs.offers.evaluation.on_estimates import Estimates
 from envs.offers.example_shop.yaml_files import GAP_SHARE, SENDING_SHARE
 from envs.offers.planning.knapsack import Increments, ranked
@@ -39,10 +37,10 @@ from envs.offers.world.customers import CustomerState
 from rlcore.distributions import draw
 from rlcore.network_algorithm import NetworkAlgorithm
 from rlcore.runs import checkpoint
-from rlcore.runs.logger import NullLogger
-from rlcore.training_loop import TrainingLoop
-from scripts.benchmarks.common.display import show, table_of
+from rlcore.runs.plots import text_table
+from scripts.benchmarks.common.display import show
 from scripts.benchmarks.common.trained import store
+from scripts.benchmarks.common.training import drift_at_home, evaluator_of, train
 from scripts.benchmarks.shop import made_up_shop
 from scripts.benchmarks.shop.judge import Judge
 from scripts.example_shop import MadeUp, make_up
@@ -156,7 +154,7 @@ def learn(parts: Parts, folder: Path, made: MadeUp, ends: tuple[int, ...], last:
         if last:
             policy.start_from(last.policy.state_dict())
         started = time.process_time()
-        TrainingLoop(policy, NullLogger()).run()
+        train(policy)
         seconds["policy"] = round(time.process_time() - started)
         store(trained, "policy", policy)
     steps = policy.iterations * policy.steps_per_iteration
@@ -169,8 +167,7 @@ def judged(parts: Parts, folder: Path, stages: dict[str, Stage]) -> dict:
     judge = Judge.of(parts.env, folder, parts.device, parts.seed)
     prior = made_up_shop.population(folder, truth=False)
     believed = made_up_shop.shop_env(parts.env, folder, parts.device, parts.seed, prior)
-    evaluator = believed.evaluation(believed)
-    assert isinstance(evaluator, OffersEvaluator)
+    evaluator = evaluator_of(believed)
     predicted = evaluator.on_estimates.predicted_market(judge.market)
     policies: dict[str, SeasonPolicy] = {
         LOGGED: SendsOfTheLog(believed, judge.market.features, parts.seed),
@@ -191,9 +188,6 @@ def judged(parts: Parts, folder: Path, stages: dict[str, Stage]) -> dict:
 def deployed(judge: Judge, algorithm: NetworkAlgorithm) -> SeasonPolicy:
     """Deploy a policy in the judge's market as a shop would: calibrated on its twin, with its own features."""
     env = algorithm.env
-    evaluator = env.evaluation(env)
-    assert isinstance(evaluator, OffersEvaluator)
-    drift = calibrate_price_drift(evaluator, algorithm, evaluator.tuning_market(env.budget))
     market = judge.market
     return deploy_policy(
         algorithm,
@@ -201,8 +195,8 @@ def deployed(judge: Judge, algorithm: NetworkAlgorithm) -> SeasonPolicy:
         market.customers,
         judge.evaluator.world,
         judge.features(env),
-        prices=evaluator.prices,
-        drift=drift,
+        prices=evaluator_of(env).prices,
+        drift=drift_at_home(algorithm),
     )
 
 
@@ -220,4 +214,4 @@ def table(found: dict, customers: int):
         "the 95 % interval over customers"
     )
     title = f"{customers:,} customers at first, judged in the true world on {found['judged_on']:,}"
-    return table_of(title, columns, lines, caption)
+    return text_table(title, columns, lines, caption)

@@ -14,7 +14,7 @@ from envs.offers.evaluation.simulation import EvaluationMarket, simulate_season
 from envs.offers.planning.knapsack import Increments, clear
 from envs.offers.planning.lagrangian_bound import dual
 from envs.offers.policies.baselines import ResponseRanking
-from scripts.benchmarks.common.display import table_of
+from rlcore.runs.plots import text_table
 from scripts.benchmarks.common.timing import cpu_seconds, peak_memory
 
 
@@ -99,7 +99,7 @@ def of_market(env: OffersEnv, generator: torch.Generator, dtype: torch.dtype, n:
 
 def customers_table(rows: list[dict], actions: int) -> Table:
     """Seconds and memory by customers."""
-    table = table_of(
+    table = text_table(
         f"customers; clearing of {actions} steps each",
         ["customers", "evaluation, s", "µs each", "dual, s", "left", "season, s", "µs each", "clear, s", "peak, MiB"],
     )

@@ -16,7 +16,8 @@ import torch
 from envs.offers.env import OffersEnv
 from envs.offers.world.filtering import CHUNK
 from envs.offers.world.life_likelihood import life_log_likelihood
-from scripts.benchmarks.common.display import show, table_of
+from rlcore.runs.plots import text_table
+from scripts.benchmarks.common.display import show
 from scripts.benchmarks.common.seasons import SeenSeason, random_season
 from scripts.benchmarks.common.timing import cpu_seconds, peak_memory
 
@@ -50,7 +51,7 @@ def run(
             row[f"{name}_mib"] = peak_memory(device) - row["before_mib"]
         rows.append(row)
     show(
-        table_of(
+        text_table(
             f"The filter over 79 states, {world.weeks} weeks, {precision}, {CHUNK:,} customers at once",
             ["customers", "forward, s", "with gradients, s", "added to the peak, MiB"],
             [

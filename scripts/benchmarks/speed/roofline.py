@@ -21,7 +21,8 @@ from torch.utils.flop_counter import flop_registry
 
 from rlcore.backends.accelerate import accelerate
 from rlcore.backends.cuda_graphs import WARM_UP_CALLS
-from scripts.benchmarks.common.display import show, table_of
+from rlcore.runs.plots import text_table
+from scripts.benchmarks.common.display import show
 from scripts.benchmarks.common.timing import cpu_seconds, ppo_stages, time_in_turns
 
 
@@ -171,7 +172,7 @@ def run(
 
 def roofline_table(rows: dict, top: dict, steps: int):
     """The roofline of all stages."""
-    out = table_of(f"an agent-step, of {steps:,} an iteration", ["", *rows])
+    out = text_table(f"an agent-step, of {steps:,} an iteration", ["", *rows])
 
     def line(name, tell):
         out.add_row(name, *(tell(row) for row in rows.values()))

@@ -19,7 +19,8 @@ from rich.table import Table
 from envs.adapters.stable_baselines3 import OffersVecEnv
 from envs.sequential.env import SequentialEnv
 from rlcore.ppo import PPO
-from scripts.benchmarks.common.display import show, table_of
+from rlcore.runs.plots import text_table
+from scripts.benchmarks.common.display import show
 from scripts.benchmarks.common.timing import Stage, time_in_turns
 from scripts.benchmarks.speed.sb3_contestants import our_stages, peer_stages, scalars
 from scripts.benchmarks.speed.sb3_learning import learning_curves, masked
@@ -116,7 +117,7 @@ def time_contestants(contestants: dict[str, dict[str, Stage]], products: Stage, 
 
 def speed_table(speed: dict) -> Table:
     """Steps a second, and their ratio to the first row's."""
-    table = table_of(
+    table = text_table(
         f"steps per CPU second (× the first row's), {speed['steps']:,} steps an iteration",
         ["", "environment", "+ collect", "update, ms", "of its floor", "end to end"],
     )
@@ -138,7 +139,7 @@ def speed_table(speed: dict) -> Table:
 
 def learning_table(learning: dict) -> Table:
     """Time to equal return."""
-    table = table_of(
+    table = text_table(
         f"{learning['steps']:,} steps; target: the best return of the first row, {learning['target']:.1f}",
         ["", "seconds to target", "seconds in all", "final return"],
     )
@@ -150,7 +151,7 @@ def learning_table(learning: dict) -> Table:
 
 def mask_table(masks: dict) -> Table:
     """Return at equal steps with masks."""
-    table = table_of(
+    table = text_table(
         f"masks, {masks['steps']:,} steps; optimum {masks['optimum']:.1f}", ["", "return", "95 % interval"]
     )
     for name, row in masks["rows"].items():

@@ -25,7 +25,8 @@ from envs.offers.evaluation.simulation import EvaluationMarket
 from envs.offers.planning.lagrangian_bound import dual
 from envs.sequential.env import SequentialEnv
 from rlcore.ppo import PPO
-from scripts.benchmarks.common.display import show, table_of
+from rlcore.runs.plots import text_table
+from scripts.benchmarks.common.display import show
 from scripts.benchmarks.common.timing import cpu_seconds, ppo_stages, time_in_turns
 from scripts.benchmarks.speed.customer_scaling import customers_table, of_customers
 
@@ -125,7 +126,7 @@ def iteration(ppo: PPO, repeats: int) -> dict:
 
 def weeks_table(rows: list[dict], n: int) -> Table:
     """Seconds by weeks."""
-    table = table_of(
+    table = text_table(
         f"weeks of a season, {n:,} customers",
         ["weeks", "dual evaluation, ms", "a week", "PPO iteration, ms", "a week", "steps/s"],
     )
@@ -151,7 +152,7 @@ def of_worlds(
 
 def worlds_table(rows: list[dict]) -> Table:
     """Steps a second by worlds."""
-    table = table_of(
+    table = text_table(
         "parallel worlds of the sequential environment", ["worlds", "steps", "collect, ms", "update, ms", "steps/s"]
     )
     for row in rows:
@@ -189,7 +190,7 @@ def of_processes(directory: Path, device: torch.device, seed: int, n: int, overr
 
 def processes_table(rows: list[dict]) -> Table:
     """Steps a second by processes."""
-    table = table_of(
+    table = text_table(
         f"processes, {rows[0]['steps']:,} steps, wall time", ["processes", "seconds", "steps/s", "times the first"]
     )
     for row in rows:

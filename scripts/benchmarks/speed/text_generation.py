@@ -23,7 +23,8 @@ from email_rl.models.policy import LanguageModelPolicy
 from email_rl.training.ppo import LanguageModelPPO
 from rlcore.backends.accelerate import accelerate, replace_method
 from rlcore.backends.cuda_graphs import WARM_UP_CALLS
-from scripts.benchmarks.common.display import show, table_of
+from rlcore.runs.plots import text_table
+from scripts.benchmarks.common.display import show
 from scripts.benchmarks.common.timing import peak_memory, timed
 
 
@@ -119,7 +120,7 @@ def run(
     }
     peak_gib = peak_memory(device) / 2**10
     tokens = mails * generation["response_tokens"]
-    table = table_of(
+    table = text_table(
         f"{sum(x.numel() for x in agent.policy.language_model.parameters()) / 1e6:.0f}M parameters, {mails} mails of "
         f"{generation['prompt_tokens']} + {generation['response_tokens']} tokens; peak memory {peak_gib:.1f} GiB",
         ["", "seconds", "tokens written a second", "mails a second"],

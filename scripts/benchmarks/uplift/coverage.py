@@ -16,8 +16,9 @@ import torch
 from envs.ab_test.analysis import Analysis, Analyst
 from envs.ab_test.differences_report import differences
 from envs.ab_test.trial_table import Trial
+from rlcore.runs.plots import text_table
 from rlcore.uplift.mean_differences import group_mean, mean_estimate
-from scripts.benchmarks.common.display import show, table_of
+from scripts.benchmarks.common.display import show
 from scripts.benchmarks.uplift.made_up_test import SPEND, MadeUpTest
 
 
@@ -120,7 +121,7 @@ def show_cases(found: dict[str, dict], tests: int, level: float) -> None:
         for name, row in found.items()
     ]
     show(
-        table_of(
+        text_table(
             f"how often {level:.0%} intervals have the true value, in {tests} made-up tests of each case",
             ("case", "arms' means", "differences", "policy's gain", "an effect", "better", "falsely", "true gain"),
             lines,

@@ -18,15 +18,15 @@ from torch import Tensor
 
 from rlcore.ope.intervals import LEVEL, normal_quantile
 from rlcore.runs import checkpoint
-from rlcore.runs.plots import COLORS, labelled
+from rlcore.runs.plots import COLORS, labelled, text_table
 from rlcore.uplift import comparison
 from rlcore.uplift import metrics as uplift
 from rlcore.uplift.selection import Effects, Experiment
-from scripts.benchmarks.common.display import save_figure, table_of
+from scripts.benchmarks.common.display import save_figure
 from scripts.benchmarks.common.display import show as show_table
 from scripts.benchmarks.uplift.hillstrom import read_hillstrom
 from scripts.benchmarks.uplift.peers import peers
-from scripts.benchmarks.uplift.qini_splits import OURS, Split, split
+from scripts.benchmarks.uplift.qini_splits import OURS, Split, split, summarise_splits
 
 
 def run(
@@ -107,35 +107,6 @@ def score_of(effects: Effects, obs: Tensor) -> Tensor:
     return effects(obs)[:, 1]
 
 
-def summarise_splits(made: list[Split], drawn: Tensor, rivals: list[str], level: float) -> dict[str, dict]:
-    """Means over splits and intervals by learner; drawn [M, replications] are bootstrapped means over splits."""
-    ends, names = drawn.new_tensor([(1 - level) / 2, (1 + level) / 2]), list(made[0].scores)
-    ours = names.index(OURS)
-    values, areas = (
-        torch.stack(
-            [
-                torch.stack([measure(one.test.outcome, score, one.test.action > 0) for score in one.scores.values()])
-                for one in made
-            ]
-        )
-        for measure in (uplift.qini, uplift.auuc)
-    )  # [splits, M]
-    return {
-        name: {
-            "peer": name in rivals,
-            "qini": [values[:, i].mean().item(), *torch.quantile(drawn[i], ends).tolist()],
-            "auuc": areas[:, i].mean().item(),
-            "splits": values[:, i].tolist(),
-            "times_chosen": sum(one.chosen == name for one in made),
-            "ours_less": [
-                (values[:, ours] - values[:, i]).mean().item(),
-                *torch.quantile(drawn[ours] - drawn[i], ends).tolist(),
-            ],
-        }
-        for i, name in enumerate(names)
-    }
-
-
 # ── what is shown ───────────────────────────────────────────────────────────────────────────────────────────────────
 def print_mail(mail: str, outcome: str, found: dict) -> None:
     """Print the table of one mail."""
@@ -152,7 +123,7 @@ def print_mail(mail: str, outcome: str, found: dict) -> None:
     ]
     rates, splits = found["rates"], len(found["chosen"])
     show_table(
-        table_of(
+        text_table(
             f"{mail} mail or none, {outcome}: {found['customers']:,} customers, {rates['treated']:.2%} with, "
             f"{rates['others']:.2%} "
             f"without; mean of {splits} test halves",

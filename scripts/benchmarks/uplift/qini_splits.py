@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rlcore.ope.cross_fitting import folds
-from rlcore.uplift import comparison
+from rlcore.uplift import comparison, metrics
 from rlcore.uplift.meta_learners import MetaLearner
 from rlcore.uplift.selection import Effects, Experiment, choose, fit_effects
 
@@ -61,3 +61,32 @@ def split(
         scores[name] = torch.as_tensor(rival(x, t, y)(test.obs.cpu().numpy()), device=device).double()
     print(f"split {seed}: {choice.name} is chosen", flush=True)
     return Split(choice.validated, choice.name, choice.effects, test, {**scores, OURS: scores[choice.name]})
+
+
+def summarise_splits(made: list[Split], drawn: Tensor, rivals: list[str], level: float) -> dict[str, dict]:
+    """Means over splits and intervals by learner; drawn [M, replications] are bootstrapped means over splits."""
+    ends, names = drawn.new_tensor([(1 - level) / 2, (1 + level) / 2]), list(made[0].scores)
+    ours = names.index(OURS)
+    values, areas = (
+        torch.stack(
+            [
+                torch.stack([measure(one.test.outcome, score, one.test.action > 0) for score in one.scores.values()])
+                for one in made
+            ]
+        )
+        for measure in (metrics.qini, metrics.auuc)
+    )  # [splits, M]
+    return {
+        name: {
+            "peer": name in rivals,
+            "qini": [values[:, i].mean().item(), *torch.quantile(drawn[i], ends).tolist()],
+            "auuc": areas[:, i].mean().item(),
+            "splits": values[:, i].tolist(),
+            "times_chosen": sum(one.chosen == name for one in made),
+            "ours_less": [
+                (values[:, ours] - values[:, i]).mean().item(),
+                *torch.quantile(drawn[ours] - drawn[i], ends).tolist(),
+            ],
+        }
+        for i, name in enumerate(names)
+    }

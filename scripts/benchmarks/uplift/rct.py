@@ -19,12 +19,12 @@ from envs.ab_test.analysis import Analyst
 from envs.ab_test.trial_table import Trial, TrialTable
 from rlcore.ope.cross_fitting import folds
 from rlcore.ope.intervals import normal_half_width
+from rlcore.runs.plots import text_table
 from rlcore.uplift import comparison
 from rlcore.uplift.selection import Experiment
-from scripts.benchmarks.common.display import show, table_of
+from scripts.benchmarks.common.display import show
 from scripts.benchmarks.uplift.peers import logistic_peers
-from scripts.benchmarks.uplift.qini import summarise_splits
-from scripts.benchmarks.uplift.qini_splits import OURS, split
+from scripts.benchmarks.uplift.qini_splits import OURS, split, summarise_splits
 
 
 def run(
@@ -119,7 +119,7 @@ def show_arms(means: dict[str, dict], outcome: str) -> None:
         for name, row in means.items()
     ]
     show(
-        table_of(
+        text_table(
             f"{outcome}, had everybody got the arm", ("arm", "customers", "mean", "±", "IPS", "SNIPS", "DR"), lines
         )
     )
@@ -140,7 +140,7 @@ def show_learners(rows: dict[str, dict], outcome: str, everyone: Experiment) -> 
     treated = everyone.action > 0
     rates = [everyone.outcome[of].double().mean().item() for of in (treated, ~treated)]
     show(
-        table_of(
+        text_table(
             f"{outcome}: {len(treated):,} customers, {rates[0]:.5g} treated, {rates[1]:.5g} control; mean of splits",
             ("learner", "whose", "Qini", "from", "to", "chosen", "ours less it", "from", "to"),
             lines,

@@ -10,7 +10,7 @@ from hydra.utils import instantiate
 
 from configs import composed
 from rlcore.runs import checkpoint
-from scripts.benchmarks.learning.recovery import ESTIMATED, TRUE
+from scripts.benchmarks.common.planning import ESTIMATED, TRUE
 from scripts.benchmarks.learning.twin_policies import IN_THE_WORLD, ON_THE_TWIN
 
 CPU = torch.device("cpu")

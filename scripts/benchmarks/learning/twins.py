@@ -8,6 +8,7 @@ Usage:
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,8 +17,10 @@ from torch import Tensor
 from envs.data_collection import LoggingPolicy
 from envs.offers.env import OffersEnv
 from envs.offers.logs.panel import Panel
+from envs.offers.twin.ensemble import TwinEnsemble
 from envs.offers.twin.predictions import PanelPredictions
 from envs.offers.twin.structural_predictions import StructuralPredictions
+from rlcore.offline.logged_dataset import LoggedDataset
 from rlcore.runs import checkpoint
 from rlcore.runs.plots import text_table
 from scripts.benchmarks.common.display import show
@@ -43,7 +46,7 @@ def run(
     others, asked = log_seasons(env, logging_policy, 1, new, device, 2000 + seed)
     rows: dict[str, dict[str, float]] = {}
     for name, algo in twins.items():
-        seconds, twin = timed(lambda algo=algo: fit_to_log(algo(world, seed), log))
+        seconds, twin = timed(partial(fit_new, algo, world, log, seed))
         panel = twin.twin.to_panel(asked, others)
         with torch.no_grad():
             truth = StructuralPredictions(others.customers, others.world, panel)
@@ -66,6 +69,11 @@ def run(
     )
     show(table)
     return {"rows": rows}
+
+
+def fit_new(algo: Callable[..., TwinEnsemble], world: OffersEnv, log: LoggedDataset, seed: int) -> TwinEnsemble:
+    """Make a twin and fit it to a log of a world."""
+    return fit_to_log(algo(world, seed), log)
 
 
 def compare_with_truth(members: list[PanelPredictions], truth: PanelPredictions, panel: Panel) -> dict[str, float]:

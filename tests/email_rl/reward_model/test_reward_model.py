@@ -371,7 +371,12 @@ def test_refresh_learns_the_new_and_keeps_the_old(finished):
     report = fresh.evaluation(fresh).evaluate(refreshed, "reward_model")
     found = {(row["split"], row["when"]): row["log_loss"] for row in report.refresh}
     assert found["new", "after"] < found["new", "before"] - 0.1 and found["old", "after"] < found["old", "before"] + 0.1
-    assert "before" in report.to_markdown()
+    lines = report.parts()["refresh"].to_markdown().splitlines()[2:]
+    cells = {(age, when): [x.strip() for x in line.split("|")[1:-1]] for (age, when), line in zip(found, lines)}
+    for age in ("old", "new"):
+        assert cells[age, "before"][0] == f"{age}, before" and cells[age, "before"][5] == ""
+        gained = found[age, "before"] - found[age, "after"]
+        assert float(cells[age, "after"][5]) == pytest.approx(gained, abs=6e-4)
     again = refreshed.state_dict()  # and a second refresh replays both
     assert again["refreshed"] and len(again["mails"]["old"]["train"]["outcome"]) == len(env.train)
     _, resumed = build(*LEARN, env=fresh)

@@ -108,3 +108,14 @@ def test_training_ends_where_validation_stops_improving(path):
         agent.observe_validation({"validation/token_loss": loss})
         assert agent.has_converged is stalled
     assert agent.best_at == 80
+
+
+@pytest.mark.slow
+def test_a_policy_that_learned_from_mails_alone_is_shown_beside_them(path):
+    """Of a CSV nobody knows what is true, and there is no reward model and no reference."""
+    _, agent = build(path, "env.evaluation.test_mails=6", "algo.generation.response_tokens=8")
+    rows = agent.make_evaluator().evaluate(agent, "sft").to_metrics()
+    for row in (rows["sent"], rows["sft"]):
+        assert all(row[key] is None for key in ("proxy_reward", "true_reward", "conversion", "kl"))
+        assert row["mails"] == 6 and 0 < row["distinct_2"] <= 1
+    assert rows["sft"]["mean_words"] > 0 and "stopped" not in rows["sent"] and 0 <= rows["sft"]["stopped"] <= 1

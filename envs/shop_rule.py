@@ -15,7 +15,7 @@ import torch
 
 from envs.logged.actions import ActionNames, to_text
 from envs.logged.env import LoggedEnv
-from envs.offers.customer_env import CustomerEnv
+from envs.offers.env import OffersEnv
 from envs.tables.table_reader import read_table
 from rlcore.offline.logged_dataset import FIRST_ROW, LoggedDataset
 
@@ -47,7 +47,7 @@ def with_shop_rule(
     if isinstance(env, LoggedEnv):
         is_log = Path(path).resolve() == Path(log).resolve()
         names = names_by_column(dataset, env, log, by_row=is_log or "customer" not in env.roles)
-    elif isinstance(env, CustomerEnv):
+    elif isinstance(env, OffersEnv):
         names = names_by_week(dataset, env)
     else:
         raise ValueError(f"{WHERE}.decisions: expected a policy of env=log or of a shop's customers")
@@ -66,7 +66,7 @@ def with_shop_rule(
     return replace(dataset, alternatives={**dataset.alternatives, NAME: wanted}), [warning] if absent.any() else []
 
 
-def names_by_week(dataset: LoggedDataset, env: CustomerEnv) -> DecisionNames:
+def names_by_week(dataset: LoggedDataset, env: OffersEnv) -> DecisionNames:
     """Name decisions by customer and week, counted from the log's first, and actions by offer and channel."""
     week = (dataset.episode * env.world.weeks + dataset.step).tolist()
     catalogue = env.world.catalogue

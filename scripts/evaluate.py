@@ -26,7 +26,7 @@ from envs.base import VectorEnv
 from envs.configuration import CONF
 from envs.live.planned_rules import AssignedWeeks, assigned_weeks
 from envs.logged.env import LoggedEnv
-from envs.offers.customer_env import CustomerEnv
+from envs.offers.env import OffersEnv
 from envs.offers.logs import send_log
 from envs.offers.logs.send_log import is_send_log
 from envs.offers.twin.ensemble import TwinEnsemble
@@ -103,7 +103,7 @@ def logged_with_rules(env: VectorEnv, path: str, plans: str | None, rules: list[
         return AssignedWeeks(decisions, before=None, notes=[])
     if plans is None:
         raise ValueError("plans: expected the folder of the plans that were handed over, as in plans=sent")
-    if not isinstance(env, CustomerEnv):
+    if not isinstance(env, OffersEnv):
         raise ValueError(f"env: expected the offers and channels of {path}, as in -cd shop experiment=shop")
     catalogue = env.world.catalogue
     log, calendar = send_log.read(path, list(catalogue.offers), list(catalogue.channels))

@@ -1,4 +1,4 @@
-"""What an environment of customers is made of, apart from their weeks: world, view, prices, and what it keeps."""
+"""What OffersEnv is made of, apart from the weeks of a season: world, view, prices, and what it keeps."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from rlcore.offline.logged_dataset import LoggedDataset
 
 
 class CustomerEnv(PricedEnv):
-    """Base of the environments in which every customer is an agent and the shared budget reaches agents as a price.
+    """The half of OffersEnv without weeks: every customer is an agent, and the shared budget reaches agents as a price.
 
     `num_agents` customers are drawn from `population`, and seen through `observation`; `price_range`, `drift_range` and
     `price_noise` are those of the price paths of training. Raises ValueError where ranges are empty or budget and

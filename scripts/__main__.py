@@ -14,6 +14,7 @@ COMMANDS = (
     "import_sends",
     "uplift",
     "export",
+    "test_size",
     "plan",
     "write_email",
     "bench",

@@ -32,6 +32,7 @@ SCRIPTS = [
     ("collect", "logging_policy=uplift"),
     ("evaluate", "env=offers"),
     ("import_sends",),
+    ("test_size",),
     ("plan",),
     ("uplift",),
     ("write_email",),

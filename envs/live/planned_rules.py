@@ -44,11 +44,7 @@ def assigned_weeks(
     for rule in rules:
         if rule not in ARMS:
             raise ValueError(f"rules: expected two of {', '.join(ARMS)}, got '{rule}'")
-    if calendar.purchases_to is None and not log.bought[log.offer == 0].any():
-        raise ValueError(
-            "rules: the log knows purchases of sends alone, so that the arm which sends more would bring more: "
-            "expected a log with purchases of all customers (sends.purchases)"
-        )
+    check_purchases(log, calendar)
     arm, lot, unknown = planned_arms(log, Path(folder))
     if not (arm >= 0).any():
         raise ValueError(f"{folder}: expected plans of weeks and customers that are in the log, got none")
@@ -64,6 +60,15 @@ def assigned_weeks(
         notes.append(f"{unknown:,} customers of the plans are in no week of the log: left out")
     decisions = decisions_of(log, calendar, catalogue, arm)
     return AssignedWeeks(decisions, margin_before(log, arm)[decisions.unit], notes)
+
+
+def check_purchases(log: CustomerWeeks, calendar: Calendar) -> None:
+    """Raise ValueError where a log knows purchases of sends alone."""
+    if calendar.purchases_to is None and not log.bought[log.offer == 0].any():
+        raise ValueError(
+            "rules: the log knows purchases of sends alone, so that the arm which sends more would bring more: "
+            "expected a log with purchases of all customers (sends.purchases)"
+        )
 
 
 def changes(arm: np.ndarray) -> np.ndarray:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from rlcore.offline.logged_dataset import ColumnNames, LoggedDataset
+from rlcore.ope.detectable import found_with
 from rlcore.ope.evaluator import NET
 from rlcore.ope.intervals import normal_quantile
 from rlcore.runs.report import Report
@@ -191,10 +192,9 @@ def weights_of_steps(step: Tensor, decided: list[Tensor], unit: Tensor) -> Tenso
 
 
 def power(row: dict[str, Any], kind: str, unit: str, level: float) -> str:
-    """Say how large a true difference must be for 80 of 100 such tests to tell it from 0: (z_level + z_.8) · error."""
+    """Say how large a true difference must be for 80 of 100 such tests to tell it from 0."""
     low, high = row[f"{kind}_ci"]
-    z, z_80 = normal_quantile(level), normal_quantile(0.6)
-    found = (high - low) / 2 * (z + z_80) / z
+    found = found_with((high - low) / 2 / normal_quantile(level), level, power=0.8)
     return f"80 of 100 such tests would find a difference of {found:.3g}, and half of it with four times the {unit}s"
 
 

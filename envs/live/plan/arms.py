@@ -45,6 +45,14 @@ class Arms:
         return 0 if now == self else int((self.of(ids, nobody) != now.of(ids, nobody)).sum())
 
 
+def expected_shares(*, holdout: float, random: float, bau: float) -> dict[str, float]:
+    """Return each arm's share of all customers, by its name, from the shares that `Arms` has."""
+    others = 1 - holdout
+    rest = others * (1 - random)
+    share = {HOLDOUT: holdout, RANDOM: others * random, BAU: rest * bau, RL: rest * (1 - bau)}
+    return {ARMS[k]: share[k] for k in share}
+
+
 def money_by_arm(money: float, arm: np.ndarray, eligible: np.ndarray) -> dict[int, float]:
     """Split a week's money by each arm's share of the customers who may be sent something; arm, eligible [N].
 

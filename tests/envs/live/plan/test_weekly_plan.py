@@ -15,7 +15,7 @@ pytest.importorskip("pyarrow")
 from envs.live.decide import DecisionInputs
 from envs.live.plan import draws, money_rules
 from envs.live.plan.arm_plans import charges
-from envs.live.plan.arms import BAU, HOLDOUT, RANDOM, RL, Arms, money_by_arm
+from envs.live.plan.arms import ARMS, BAU, HOLDOUT, RANDOM, RL, Arms, expected_shares, money_by_arm
 from envs.live.plan.clearing import Demand, clear
 from envs.live.plan.inputs.shop_rules import ShopRule
 from envs.live.plan.money_rules import MoneyRule
@@ -230,6 +230,8 @@ def test_arms_are_lots_of_the_id_and_a_share_moves_customers_between_its_arm_and
         free = (1 - arms.holdout) * (1 - arms.random)
         expected = [arms.holdout, (1 - arms.holdout) * arms.random, free * arms.bau, free * (1 - arms.bau)]
         assert np.bincount(after, minlength=4) / len(ids) == pytest.approx(expected, abs=0.015)
+        shares = expected_shares(holdout=arms.holdout, random=arms.random, bau=arms.bau)
+        assert shares == pytest.approx(dict(zip(ARMS, expected)))
         moved = before != after
         assert moved.sum() == usual.moves(arms, ids) > 0
         assert ((before == arm) ^ (after == arm))[moved].all()

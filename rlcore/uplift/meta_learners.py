@@ -3,7 +3,7 @@
 A meta-learner is called like the learners of that module: with outcomes [N, K] (K kinds) of actions [N] that were taken
 on observations [N, D]. It returns a fitted model, which predicts the outcomes [B, A, K] of all A actions for
 observations [B, D]. The first action is the control (nothing); an action's effect is its outcome minus the control's.
-`cluster` int64 [N] says which unit, such as a customer, a row belongs to; units are numbered from 0. `propensity` [N]
+`cluster` int64 [N] says which unit, such as a person, a row belongs to; units are numbered from 0. `propensity` [N]
 is the probability of the action taken.
 """
 

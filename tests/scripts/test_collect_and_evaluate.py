@@ -99,6 +99,14 @@ def test_a_policy_is_trained_on_a_twin_of_the_log(folder):
     )
     assert done.returncode == 0, done.stderr
     assert {"calibration.png", "weeks.png", "drivers.png"} <= {path.name for path in (folder / "twin").iterdir()}
+    fit = ["algo=twin", "algo.twin.reference_size=500", "algo.twin.rounds=1", "device=cpu", "log=random.parquet"]
+    fit += ["algo.evaluation.uplift.replications=5", *PART[:2]]
+    one = script(folder, "train", *fit, "algo.members=1", "hydra.run.dir=one")
+    assert one.returncode == 0, one.stderr
+    done = script(folder, "train", *fit, "algo.members=2", "resume=one/checkpoint.pt", "hydra.run.dir=two")
+    assert done.returncode == 0, done.stderr  # as a fit that was stopped after its first member
+    first, again = (json.loads((folder / x / "metrics.json").read_text())["weeks"] for x in ("twin", "two"))
+    assert again == first
     assert len(json.loads((folder / "twin/metrics.json").read_text())["weeks"]) == 12
     on_base = [x.replace("env.population.", "env.population.base.") for x in OFFERS]
     done = script(

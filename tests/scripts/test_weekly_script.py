@@ -1,0 +1,254 @@
+"""weekly.sh and the other commands of docs/operations.md: copies, bounds and ends, with a program that takes no time.
+
+The program is a script in the place of python: its import appends the exported sends to the log, and its plan is a copy
+of a plan that lies ready. The plan's totals lie ready too, but where a test removes them.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from operations_page import PAGE, commands_under, crontab_line, script_of_the_page
+
+pytest.importorskip("pyarrow")  # extra `live`
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+pytestmark = pytest.mark.skipif(shutil.which("flock") is None, reason="needs flock and GNU date")
+MONDAY = "2026-12-07"  # of week 48
+PYTHON = f"""#!/usr/bin/env bash
+if [ "$1" = -c ]; then
+    if [ -e totals ]; then cat totals; else exec {sys.executable} "$@"; fi
+    exit
+fi
+echo "$*" >> calls
+case $1 in
+scripts/import_sends.py)
+    {{IMPORT}}
+    for argument; do case $argument in sends.path=*) cat "${{argument#*=}}" >> log.parquet ;; esac; done ;;
+scripts/plan.py) mkdir -p plan && cp made/* plan/ ;;
+esac
+"""
+SPENDS = [0.25, 0.5, 0.75]  # of the plan's messages
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """A shop's folder as the page builds it, before week 48."""
+    (tmp_path / "program-1" / "scripts").mkdir(parents=True)
+    (tmp_path / "program-1" / ".venv" / "bin").mkdir(parents=True)
+    links = next(line for line in commands_under("Before the first Monday").splitlines() if "ln -s" in line)
+    assert bash(links, tmp_path).returncode == 0
+    put_program(tmp_path / "program-1")
+    (tmp_path / "weekly.sh").write_text(script_of_the_page())
+    (tmp_path / "log.parquet").write_text("sends to week 46\n")
+    export(tmp_path, MONDAY, "sends of week 47\n")
+    make_plan(tmp_path, SPENDS)
+    return tmp_path
+
+
+def put_program(folder: Path, at_import: str = "") -> None:
+    """Write what runs in the place of python; `at_import` are commands before the import."""
+    python = folder / ".venv" / "bin" / "python"
+    python.write_text(PYTHON.replace("{IMPORT}", at_import))
+    python.chmod(0o755)
+
+
+def export(folder: Path, monday: str, sends: str) -> None:
+    (folder / "exports" / monday).mkdir(parents=True, exist_ok=True)
+    for name, text in {"customers": "K1\n", "sends": sends, "purchases": "K1\n"}.items():
+        (folder / "exports" / monday / f"{name}.csv").write_text(text)
+
+
+def make_plan(folder: Path, spends: list[float], week: int = 48) -> None:
+    """Let the next plan send a message for each expected spend, and nothing to one customer more."""
+    (folder / "made").mkdir(exist_ok=True)
+    table = {"offer": ["coffee"] * len(spends) + [""], "spend": [*spends, 0.0]}
+    pq.write_table(pa.table(table), folder / "made" / f"week={week}.parquet")
+    rows = [f"{k},K{k}\n" for k in range(len(spends))]
+    (folder / "made" / f"week={week}.csv").write_text("".join(["decision,customer\n", *rows]))
+    (folder / "totals").write_text(f"{len(spends)} {float(sum(spends))}\n")
+
+
+def bash(command: str, folder: Path, **environment: str) -> subprocess.CompletedProcess:
+    inherited = {name: x for name, x in os.environ.items() if name not in ("WEEK", "FIRST")}
+    return subprocess.run(
+        ["bash", "-c", command], cwd=folder, env={**inherited, **environment}, capture_output=True, text=True
+    )
+
+
+def weekly(folder: Path, **environment: str) -> subprocess.CompletedProcess:
+    return bash("bash weekly.sh 5000", folder, **{"WEEK": "48", **environment})
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.glob("*") if not path.name.startswith(".")}
+
+
+def test_a_good_run_ends_with_what_was_handed_over_and_so_does_a_repetition(folder):
+    (folder / "totals").unlink()
+    for _ in range(2):
+        done = weekly(folder)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.splitlines()[-1] == "week 48: 3 messages, expected spend 1.5, handed over"
+        assert contents(folder / "sent") == contents(folder / "made")
+    of_the_page = re.findall(r"^week 48: (?:\S+) messages, .*, handed over$", PAGE, re.MULTILINE)
+    assert [re.sub(r"[\d.]+", "#", line) for line in of_the_page] == [
+        "week #: # messages, expected spend #, handed over"
+    ]
+
+
+@pytest.mark.parametrize(("command", "code"), [("exit 3", 3), ("kill -TERM $PPID", 143), ("kill -KILL $$", 137)])
+def test_a_run_that_fails_says_so_last(folder, command, code):
+    put_program(folder / "program-1", at_import=command)
+    done = weekly(folder)
+    assert done.returncode == code and done.stderr.splitlines()[-1] == f"FAILED week 48, code {code}"
+    assert "handed over" not in done.stdout and not contents(folder / "sent")
+
+
+def test_the_log_from_before_the_first_import_of_a_week_is_kept_for_eight_weeks(folder):
+    backup = folder / "backup"
+    backup.mkdir()
+    for week in range(9, 48):
+        (backup / f"log-before-week={week}.parquet").touch()
+    before = (folder / "log.parquet").read_text()
+    for _ in range(2):  # the second run finds the log after the import
+        assert weekly(folder).returncode == 0
+    assert sorted(contents(backup)) == [f"log-before-week={week}.parquet" for week in range(41, 49)]
+    assert (backup / "log-before-week=48.parquet").read_text() == before
+    export(folder, "2026-10-12", "late\n")
+    make_plan(folder, SPENDS, week=40)
+    assert weekly(folder, WEEK="40").returncode == 0  # a late run: the log is not that of before week 40 any more
+    assert sorted(contents(backup)) == [f"log-before-week={week}.parquet" for week in range(41, 49)]
+
+
+@pytest.mark.parametrize("ends", ["kill -KILL $PPID", "exit 1"])  # the machine goes off, or the disk is full
+@pytest.mark.parametrize("cut", ["log.parquet", "plan/week=48.parquet", "plan/week=48.csv"])
+def test_a_copy_that_was_cut_short_leaves_only_whole_files_and_is_made_again(folder, cut, ends):
+    tool = folder / ".venv" / "bin" / "cp"
+    cut_short = f'if [ "$1" = {cut} ]; then head -c 4 "$1" > "$2"; {ends}; fi'
+    tool.write_text(f'#!/usr/bin/env bash\n{cut_short}\nexec {shutil.which("cp")} "$@"\n')
+    tool.chmod(0o755)
+    before, made = (folder / "log.parquet").read_bytes(), contents(folder / "made")
+    assert weekly(folder).returncode == (1 if ends == "exit 1" else -9)
+    assert contents(folder / "backup") == ({} if cut == "log.parquet" else {"log-before-week=48.parquet": before})
+    whole = {"week=48.parquet": made["week=48.parquet"]} if cut.endswith("csv") else {}
+    assert contents(folder / "sent") == whole
+    tool.unlink()
+    assert weekly(folder).returncode == 0
+    assert contents(folder / "backup") == {"log-before-week=48.parquet": before} and contents(folder / "sent") == made
+
+
+def test_a_missing_log_stops_all_runs_but_the_first(folder):
+    (folder / "log.parquet").unlink()
+    done = weekly(folder)
+    assert done.returncode == 2 and done.stderr.startswith("log.parquet: expected the log, got none")
+    assert not (folder / "calls").exists()
+    assert weekly(folder, FIRST="1").returncode == 0
+    assert (folder / "log.parquet").read_text() == "sends of week 47\n" and not contents(folder / "backup")
+
+
+@pytest.mark.parametrize(
+    ("spends", "bounds"),
+    [
+        ([], {}),  # no message
+        (SPENDS, {"LEAST": "4"}),
+        (SPENDS, {"MOST": "2"}),
+        (SPENDS, {"LEAST_SPEND": "1.51"}),
+        (SPENDS, {"MOST_SPEND": "1.49"}),
+    ],
+)
+def test_a_plan_out_of_bounds_is_handed_over_by_hand_only(folder, spends, bounds):
+    make_plan(folder, spends)
+    done = weekly(folder, **bounds)
+    *_, said, last = done.stderr.splitlines()
+    assert done.returncode == 4 and last == "FAILED week 48, code 4"
+    assert (
+        said == f"week 48: {len(spends)} messages, expected spend {float(sum(spends))}: out of bounds, not handed over"
+    )
+    assert not contents(folder / "sent")
+    assert bash(commands_under("To hand over by hand"), folder).returncode == 0
+    assert contents(folder / "sent") == contents(folder / "made")
+    assert weekly(folder, **bounds).returncode == 0  # a week that was handed over is within bounds
+
+
+def test_the_ends_of_the_bounds_are_within_them(folder):
+    assert weekly(folder, LEAST="3", MOST="3", LEAST_SPEND="1.5", MOST_SPEND="1.50").returncode == 0
+
+
+@pytest.mark.parametrize("bound", ["1,000", " ", "-1", "1e3", "two"])
+def test_a_bound_that_is_no_number_stops_the_job_before_it_begins(folder, bound):
+    done = weekly(folder, MOST_SPEND=bound)
+    assert (
+        done.returncode == 2 and done.stderr.startswith("bounds: expected numbers") and not (folder / "calls").exists()
+    )
+
+
+def test_the_crontab_plans_with_the_shops_own_rule_of_the_week(folder):
+    make_plan(folder, [0.5] * 200)
+    done = subprocess.run(
+        ["sh", "-c", crontab_line("0 6 * * 1", folder)], cwd="/", env={**os.environ, "WEEK": "48"}, capture_output=True
+    )
+    assert done.returncode == 0, done.stderr
+    _, planned = (folder / "calls").read_text().splitlines()
+    assert planned.endswith(f"z=2 arms.bau=0.5 shop_rule.decisions=exports/{MONDAY}/ours.csv")
+
+
+@pytest.mark.parametrize("handed_over", [True, False])
+def test_the_alarm_mails_where_no_plan_was_handed_over(tmp_path, handed_over):
+    (tmp_path / "sent").mkdir()
+    (tmp_path / "sent" / "week=47.csv").touch()
+    if handed_over:
+        (tmp_path / "sent" / "week=48.csv").touch()
+    clock = f'date() {{ if [ "$*" = +%F ]; then echo {MONDAY}; else command date "$@"; fi; }}\n'
+    done = bash(clock + crontab_line("0 12 * * 1", tmp_path), tmp_path)
+    assert done.stderr == "" and done.stdout == ("" if handed_over else "week 48: no plan was handed over\n")
+
+
+def test_a_wrong_import_is_undone(folder):
+    export(folder, MONDAY, "half of the sends\n")
+    assert weekly(folder).returncode == 0
+    assert bash(commands_under("To undo an import"), folder).returncode == 0
+    export(folder, MONDAY, "all sends\n")
+    assert weekly(folder).returncode == 0
+    assert (folder / "log.parquet").read_text() == "sends to week 46\nall sends\n"
+
+
+@pytest.mark.parametrize("is_of_the_plan", [True, False])
+def test_a_damaged_plan_is_repaired_without_a_new_file_for_the_sender(folder, is_of_the_plan):
+    assert weekly(folder).returncode == 0
+    sent = folder / "sent" / "week=48.csv"
+    (folder / "sent" / "week=48.parquet").write_text("damaged")
+    if not is_of_the_plan:
+        (folder / "plan" / "week=48.csv").write_text("another plan\n")
+    before = sent.stat()
+    assert (bash(commands_under("To repair a plan in sent/"), folder).returncode == 0) is is_of_the_plan
+    assert (sent.stat().st_ino, sent.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    assert (contents(folder / "sent")["week=48.parquet"] == b"damaged") is not is_of_the_plan
+
+
+def test_an_upgrade_is_tried_on_copies_before_the_link_is_switched(folder):
+    make_plan(folder, [0.5] * 200)
+    for name in ("shop", "package"):
+        (folder / name).mkdir()
+    good = weekly(folder)
+    files = {name: contents(folder / name) for name in ("plan", "sent", "backup")}
+    log = (folder / "log.parquet").read_bytes()
+    (folder / "program-2" / "scripts").mkdir(parents=True)
+    (folder / "program-2" / ".venv" / "bin").mkdir(parents=True)
+    put_program(folder / "program-2", at_import="cp -r ../made ../totals . ; touch by_program_2")
+    _, found, after_the_installation = commands_under("Upgrade").partition("# the newest job once more")
+    assert found
+    done = bash(f"set -e\n#{after_the_installation}", folder)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == good.stdout and (folder / "trial" / "by_program_2").exists()
+    assert {name: contents(folder / name) for name in files} == files and (folder / "log.parquet").read_bytes() == log
+    assert (folder / "trial" / "log.parquet").read_bytes() == log
+    assert (folder / ".venv").resolve() == (folder / "scripts").resolve().parent / ".venv" == folder / "program-2/.venv"

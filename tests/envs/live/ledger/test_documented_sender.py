@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import re
+import shlex
+import subprocess
+import sys
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -11,7 +16,28 @@ from envs.live.ledger.protocol import to_units
 from envs.live.ledger.sqlite import SqliteLedger
 
 PAGE = Path(__file__).parents[4] / "docs/ledger.md"
-ROWS = [f"{k},c{k},coffee,app,{face},2026-12-13" for k, face in enumerate((1.5, 1.5, 1.5, 4.9, 1.5))]
+FACES = (1.5, 1.5, 1.5, 4.9, 1.5)
+LAST_DAY = dt.date(2026, 12, 13)  # of the offers
+LAST_MINUTE = dt.datetime(2026, 12, 13, 23, 59, tzinfo=dt.timezone.utc)
+
+
+def functions_of_the_page(path, now):
+    """The page's functions at a time, by name, and the sender's file of five rows."""
+    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    names: dict = {}
+    for block in blocks[1:]:  # the first is no program
+        assert len(block.splitlines()) <= 40
+        exec(block, names)
+
+    class Clock(dt.datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return now
+
+    names["datetime"] = Clock
+    rows = [f"{k},c{k},coffee,app,{face},{LAST_DAY}" for k, face in enumerate(FACES)]
+    path.write_text("\n".join(["decision,customer,offer,channel,face,valid_until", *rows]) + "\n")
+    return names
 
 
 class Killed(BaseException):
@@ -19,12 +45,8 @@ class Killed(BaseException):
 
 
 def test_a_sender_that_crashed_sends_each_row_at_most_once(tmp_path):
-    block = next(x for x in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL) if "def send_plan" in x)
-    assert len(block.splitlines()) <= 25
-    names: dict = {}
-    exec(block, names)
     path = tmp_path / "week=48.csv"
-    path.write_text("\n".join(["decision,customer,offer,channel,face,valid_until", *ROWS]) + "\n")
+    send_plan = functions_of_the_page(path, LAST_MINUTE)["send_plan"]
     ledger = SqliteLedger(tmp_path / "money.db", caller="test", timeout=5.0, sync="normal")
     went, crashes = [], [True]
 
@@ -36,12 +58,67 @@ def test_a_sender_that_crashed_sends_each_row_at_most_once(tmp_path):
         return row["customer"] != "c1"  # whose message bounces
 
     with pytest.raises(Killed):
-        names["send_plan"](ledger, path, 48, 7.4, mail)
+        send_plan(ledger, path, 48, 7.4, mail)
     assert [name for name, _ in went] == ["c0", "c1"]
     # 1.5 of c0 and 1.5 of c2 are held, so the dear row is refused and the last one is not
-    assert names["send_plan"](ledger, path, 48, 7.4, mail) == {"known": 3, "refused": 1, "reserved": 1}
-    assert names["send_plan"](ledger, path, 48, 7.4, mail) == {"known": 4, "refused": 1}
+    assert send_plan(ledger, path, 48, 7.4, mail) == {"known": 3, "refused": 1, "reserved": 1}
+    assert send_plan(ledger, path, 48, 7.4, mail) == {"known": 4, "refused": 1}
     assert went == [("c0", "week=48.csv:1"), ("c1", "week=48.csv:2"), ("c4", "week=48.csv:5")]
     assert ledger.balance(0, 48).reserved == to_units(4.5)
     assert ledger.settle(0, 48, "c0", to_units(1.2), message="receipt 1") == "settled"
     assert ledger.balance(0, 48).available == to_units(7.4 - 3.0 - 1.2) and ledger.audit().sound
+
+
+def test_no_offer_is_sent_that_has_ended(tmp_path):
+    """A sender that crashed is started again nine days later."""
+    path = tmp_path / "week=48.csv"
+    send_plan = functions_of_the_page(path, LAST_MINUTE + dt.timedelta(minutes=1))["send_plan"]
+    ledger = SqliteLedger(tmp_path / "money.db", caller="test", timeout=5.0, sync="normal")
+    assert send_plan(ledger, path, 48, 7.4, lambda row, idempotency_key: pytest.fail("sent")) == {"ended": 5}
+    assert ledger.balance(0, 48).reserved == 0
+
+
+def test_after_a_restore_nothing_is_sent_twice(tmp_path):
+    path, went = tmp_path / "week=48.csv", []
+    page = functions_of_the_page(path, LAST_MINUTE)
+
+    def mail(row, idempotency_key):
+        if len(went) == 3 and not (tmp_path / "restored.db").exists():
+            raise Killed
+        went.append(idempotency_key)
+        return True
+
+    ledger = SqliteLedger(tmp_path / "money.db", caller="test", timeout=5.0, sync="normal")
+    ledger.back_up(tmp_path / "copy.db")  # before anything was sent
+    with pytest.raises(Killed):
+        page["send_plan"](ledger, path, 48, 10.9, mail)
+    (tmp_path / "copy.db").rename(tmp_path / "restored.db")
+    restored = page["open_money"](tmp_path / "restored.db")
+    assert page["reserve_sent"](restored, path, 48, 10.9, set(went)) == {"reserved": 3}
+    assert page["reserve_sent"](restored, path, 48, 10.9, set(went)) == {"known": 3}
+    assert page["send_plan"](restored, path, 48, 10.9, mail) == {"known": 3, "reserved": 2}
+    assert went == [f"week=48.csv:{number}" for number in range(1, 6)]
+    assert restored.balance(0, 48).reserved == to_units(10.9) and restored.audit().sound
+
+
+def test_a_sender_without_a_ledgers_file_stops(tmp_path):
+    page = functions_of_the_page(tmp_path / "week=48.csv", LAST_MINUTE)
+    with pytest.raises(FileNotFoundError, match=r"money\.db: expected a ledger"):
+        page["open_money"](tmp_path / "money.db")
+    assert not (tmp_path / "money.db").exists()
+    done = run_line("SqliteLedger(", tmp_path)
+    assert done.returncode == 0, done.stderr
+    page["open_money"](tmp_path / "money.db").close()
+
+
+def test_the_pages_line_adds_face_up(tmp_path):
+    (tmp_path / "sent").mkdir()
+    functions_of_the_page(tmp_path / "sent" / "week=48.csv", LAST_MINUTE)
+    done = run_line("sum(", tmp_path)
+    assert Decimal(done.stdout.strip()) == sum(Decimal(str(face)) for face in FACES), done.stderr
+
+
+def run_line(part: str, folder: Path) -> subprocess.CompletedProcess:
+    """Run the page's command of Python that has a part, in a folder."""
+    (line,) = re.findall(rf"^ *\.venv/bin/python (-c .*{re.escape(part)}.*)$", PAGE.read_text(), re.MULTILINE)
+    return subprocess.run([sys.executable, *shlex.split(line)], cwd=folder, capture_output=True, text=True)

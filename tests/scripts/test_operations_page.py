@@ -159,7 +159,8 @@ def test_the_weekly_job_runs_twice_and_what_was_sent_becomes_a_log_with_propensi
     assert late.returncode == 0, late.stderr
     assert sent.read_bytes() == before and log.read_bytes() == logged
     backup = {path.name: path for path in (shop / "backup").iterdir()}
-    assert set(backup) == {"log-before-week=49.parquet"} and backup.popitem()[1].read_bytes() == before_week_49
+    assert set(backup) == {"log-before-week=48.none", "log-before-week=49.parquet"}
+    assert backup["log-before-week=49.parquet"].read_bytes() == before_week_49
 
     asked = ["-cd", "shop", "checkpoint=policy/checkpoint.pt", "log=log.parquet", "hydra.run.dir=valued"]
     short = ["ope.model.steps=10", "ope.replications=50", "ope.constant_actions=1"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from functools import cache
 from pathlib import Path
@@ -15,7 +16,12 @@ CONF = Path(__file__).parents[2] / "conf"
 
 
 def composed(*overrides: str, name: str = "train") -> DictConfig:
-    """Compose conf/NAME.yaml without a command line."""
+    """Compose conf/NAME.yaml without a command line; who gets it may change it."""
+    return copy.deepcopy(_composed(*overrides, name=name))
+
+
+@cache
+def _composed(*overrides: str, name: str) -> DictConfig:
     return compose_config(*overrides, name=name)
 
 

@@ -399,7 +399,7 @@ def test_ppo_starts_from_what_its_teacher_prefers(chain):
         chain,
         keep="bcq",
         kept={"threshold": 0.05},
-        **{**TABLE, "lr_schedule": node("../algo/lr_schedule/linear")},
+        **{**TABLE, "total_steps": 384_000, "lr_schedule": node("../algo/lr_schedule/linear")},
     )
     train(teacher)
     env = Tabular(64)

@@ -19,6 +19,7 @@ TWIN = [
     "benchmark.twin.twin.reference_size=2000",
     "benchmark.twin.twin.score_customers=200",
 ]
+ROUGH = [*TWIN, "benchmark.twin.twin.hidden_states.steps=8", "benchmark.twin.twin.hidden_states.shares=[0.5]"]
 
 
 def run(name: str, folder: Path, *changes: str) -> dict:
@@ -30,7 +31,10 @@ def run(name: str, folder: Path, *changes: str) -> dict:
 def smaller(env: str) -> list[str]:
     """Return an environment's evaluation on few customers."""
     sizes = {"customers": 60, "seasons": 1, "tuning_customers": 60, "validation": 40, "regression_customers": 2000}
-    return [f"{env}.evaluation.{key}={value}" for key, value in sizes.items()]
+    return [
+        *(f"{env}.evaluation.{key}={value}" for key, value in sizes.items()),
+        f"{env}.evaluation.bound.max_evaluations=12",
+    ]
 
 
 @pytest.mark.slow
@@ -45,7 +49,7 @@ def test_what_a_twin_recovers_and_what_a_policy_of_it_earns(tmp_path, capsys):
     assert checkpoint.load(path)["agent"]["iteration"] == 1
 
     env = "benchmark.env_of_view.belief"
-    ppo = ("benchmark.ppo.total_steps=38400", "benchmark.ppo.average_decay=0.0", f"{env}.num_agents=400")
+    ppo = ("benchmark.ppo.total_steps=9600", "benchmark.ppo.average_decay=0.0", f"{env}.num_agents=400")
     found = run("twin_policies", tmp_path, f"benchmark.twin={path}", *ppo, *smaller(env))["views"]["belief"]
     rows = found["policies"]
     assert set(rows) == {f"planning on {TRUE}", f"planning on {ESTIMATED}", ON_THE_TWIN, IN_THE_WORLD}
@@ -63,9 +67,9 @@ def test_what_a_twin_recovers_and_what_a_policy_of_it_earns(tmp_path, capsys):
 def test_policies_of_a_twin_are_judged_in_a_world_unlike_it(tmp_path):
     worlds = ("~benchmark.worlds.shocks", "~benchmark.worlds.segments")
     sizes = ("benchmark.decisions=4800", "benchmark.agents=400", "benchmark.customers=40", "benchmark.seasons=1")
-    ppo = ("benchmark.ppo_steps=19200", "benchmark.on_twin.num_agents=400", "benchmark.fees=[0.0,0.5]")
+    ppo = ("benchmark.ppo_steps=9600", "benchmark.on_twin.num_agents=400", "benchmark.fees=[0.0,0.5]")
     small = (*smaller("benchmark.family"), *smaller("benchmark.on_twin"))
-    rows = run("unlike", tmp_path, *worlds, *sizes, *ppo, *small, *TWIN)["worlds"]["link"]["rows"]
+    rows = run("unlike", tmp_path, *worlds, *sizes, *ppo, *small, *ROUGH)["worlds"]["link"]["rows"]
     assert rows["none"]["profit"] == 0 and rows["frequent buyers"]["ahead"] == 0
     for row in rows.values():
         assert row["ahead"] == pytest.approx(row["profit"] - rows["frequent buyers"]["profit"])
@@ -78,6 +82,6 @@ def test_policies_of_a_twin_are_judged_in_a_world_unlike_it(tmp_path):
 def test_misfits_are_counted_log_by_log(tmp_path):
     worlds = ("~benchmark.worlds.shocks", "~benchmark.worlds.segments")
     found = run(
-        "misfit", tmp_path, *worlds, "benchmark.decisions=4800", "benchmark.agents=400", "benchmark.logs=1", *TWIN
+        "misfit", tmp_path, *worlds, "benchmark.decisions=4800", "benchmark.agents=400", "benchmark.logs=1", *ROUGH
     )
     assert {name: len(logs) for name, logs in found["worlds"].items()} == {"family": 1, "link": 1}

@@ -21,7 +21,12 @@ SMALL = [
     "env.population.reference_size=500",
     "env.evaluation.regression_customers=500",
 ]
-SIZES = ["env.evaluation.customers=60", "env.evaluation.seasons=1", "env.evaluation.tuning_customers=40"]
+SIZES = [
+    "env.evaluation.customers=60",
+    "env.evaluation.seasons=1",
+    "env.evaluation.tuning_customers=40",
+    "env.evaluation.bound.max_evaluations=12",
+]
 INFORMATION = Information(FEATURES, ("states",), equations=True)
 
 

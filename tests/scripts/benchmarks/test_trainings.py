@@ -20,12 +20,13 @@ from stored import save_state
 CPU = torch.device("cpu")
 RIVALS = ["planning on θ̂", "planning"]
 FIRST_WEIGHTS = ["algo.network.first_bias=0.0", "algo.network.policy_gain=1.0"]
-SMALL = [x.replace("env.evaluation", "benchmark.evaluation") for x in OFFERS if x.startswith("env.evaluation")]
+SIZES = [*OFFERS, "env.evaluation.seasons=2"]  # a customer's difference is a mean over seasons
+SMALL = [x.replace("env.evaluation", "benchmark.evaluation") for x in SIZES if x.startswith("env.evaluation")]
 
 
 def stored(folder: Path, seed: int, *changes: str) -> str:
     """Store a policy that learned nothing, and sends what its first weights prefer."""
-    config = composed("algo=ppo", "env.population.r2=0.6", *OFFERS, *FIRST_WEIGHTS, *changes)
+    config = composed("algo=ppo", "env.population.r2=0.6", *SIZES, *FIRST_WEIGHTS, *changes)
     algorithm = instantiate(config.algo, _convert_="all")(instantiate(config.env, _convert_="all")(CPU, seed), seed)
     parts = {key: OmegaConf.to_container(config[key], resolve=True) for key in ("env", "algo")}
     path = folder / f"{seed}{len(changes)}.pt"
@@ -44,16 +45,18 @@ def judged(folder: Path, checkpoints: list[str], *changes: str) -> dict:
 def test_the_pooled_difference_is_that_of_the_mean_of_the_trainings(tmp_path, capsys):
     paths = [stored(tmp_path, seed) for seed in (0, 1)]
     found = judged(tmp_path, paths)
-    config = composed("algo=ppo", "env.population.r2=0.6", *OFFERS, *FIRST_WEIGHTS)
+    config = composed("algo=ppo", "env.population.r2=0.6", *SIZES, *FIRST_WEIGHTS)
     env = instantiate(config.env, _convert_="all")(CPU, 0)
     evaluator = env.evaluation(env)
     market, tuning_market = evaluator.test_market(env.budget), evaluator.tuning_market(env.budget)
     bound = evaluator.solve_bound(market)
-    theirs = evaluator.simulate(planning_policy(market, bound, ORACLE), market, bound, 2, TEST_SEASONS)
+    theirs = evaluator.simulate(planning_policy(market, bound, ORACLE), market, bound, evaluator.seasons, TEST_SEASONS)
     for k, path in enumerate(paths):
         algorithm = instantiate(config.algo, _convert_="all")(env, 0)
         algorithm.load_policy(torch.load(path, weights_only=True)["agent"])
-        ours = evaluator.simulate(evaluator.deploy(algorithm, market, tuning_market)[0], market, bound, 2, TEST_SEASONS)
+        ours = evaluator.simulate(
+            evaluator.deploy(algorithm, market, tuning_market)[0], market, bound, evaluator.seasons, TEST_SEASONS
+        )
         expected = paired_difference(ours, theirs, market, bound)
         assert found["ahead_of"]["planning"]["each"][k] == pytest.approx(expected, abs=1e-9)
         assert found["policies"][path]["score"] == pytest.approx(summarise_seasons(ours, market, bound)["score"])

@@ -114,12 +114,12 @@ def read_columns(
 
 
 def check_date(today: str) -> None:
-    """Raise ValueError where a text is no date."""
+    """Raise ValueError where a value is no date as a text; a year, or a year and a month, is none."""
     try:
-        is_known = not np.isnat(np.datetime64(today, "D"))
+        day = np.datetime64(today if isinstance(today, str) else "NaT")
     except ValueError:
-        is_known = False
-    if not is_known:
+        day = np.datetime64("NaT")
+    if day.dtype != "datetime64[D]":
         raise ValueError(f"today: expected a date, year-month-day, got {today}")
 
 

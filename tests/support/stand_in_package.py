@@ -139,7 +139,7 @@ class StandInExported(StandInPackage):
 
 def request(**changes) -> PlanRequest:
     """What a shop asks for, in short."""
-    return PlanRequest(**{**default_keys(), "week": 3, "money": 40.0, "block": 128, **changes})
+    return PlanRequest(**{**default_keys(), "week": 3, "today": "2026-12-07", "money": 40.0, "block": 128, **changes})
 
 
 def arrow_table(n: int, seed: int = 0) -> pa.Table:

@@ -92,13 +92,14 @@ class Table(NamedTuple):
 def allowed_now(catalogue: Catalogue, rules: dict[str, Any], table: Table, past: PastWeeks) -> Customers:
     """Apply contact rules, the keys of conf/env/contact_rules, to the customers of a table.
 
-    Who has left, or joins after the planned week, by the log or by the table, is sent nothing.
+    Who has left, or joins after the planned week, is sent nothing. Whether customers have left the table says, where it
+    has dates of leaving, else the log.
     """
     n = len(table.ids)
     policy = ContactRules(catalogue, table, **rules).policy_of(torch.arange(n), n, torch.device("cpu"))
     subscribed, left, to_join = past.subscribed(), past.left(), past.is_to_join()
     if table.has_left is not None:
-        left |= torch.from_numpy(table.has_left)
+        left = torch.from_numpy(table.has_left)
     if table.is_to_join is not None:
         to_join |= torch.from_numpy(table.is_to_join)
     absent = (Exclusion("left the shop", None, None, left), Exclusion("joins later", None, None, to_join))

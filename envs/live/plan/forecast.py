@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -11,9 +11,15 @@ import torch
 from envs.live.plan.arms import ARMS, RL
 from envs.live.plan.inputs.past_weeks import PastWeeks
 from envs.live.plan.output.plan_file import plans_in, read_facts
+from envs.live.plan.reasons import pair_name
+from envs.offers.logs.customer_weeks import CustomerWeeks
 from envs.offers.world.catalogue import Catalogue
 from rlcore.offline.file_columns import arrow
 from rlcore.offline.parquet_files import read_parquet
+
+# a log that has none of so many forecast redemptions was not told of them: by chance that has odds of exp(−15)
+UNTOLD = 15.0
+USUAL = (0.5, 2.0)  # redemptions / forecast; beyond it the data is likelier to be wrong than the policy
 
 
 class Forecast(NamedTuple):
@@ -23,6 +29,7 @@ class Forecast(NamedTuple):
     redeemed: np.ndarray
     forecast: np.ndarray
     weeks: int  #: past plans
+    warnings: tuple[str, ...] = ()
 
 
 class Tally(NamedTuple):
@@ -56,40 +63,80 @@ class Tally(NamedTuple):
         """
         if redemptions is None:
             return np.ones(len(self.forecast))
-        of_all = (self.redeemed.sum() + common) / (self.forecast.sum() + common)
-        return (self.redeemed + redemptions * of_all) / (self.forecast + redemptions)
+        return (self.redeemed + redemptions * self.of_all(common)) / (self.forecast + redemptions)
+
+    def of_all(self, common: float) -> float:
+        """Return (Σ redeemed + v) / (Σ forecast + v), where v is `common`."""
+        return float((self.redeemed.sum() + common) / (self.forecast.sum() + common))
+
+    def plus(self, other: Tally) -> Tally:
+        """Return the sum of two tallies."""
+        return self._replace(redeemed=self.redeemed + other.redeemed, forecast=self.forecast + other.forecast)
 
 
 def corrections(
-    folder: Path, past: PastWeeks, catalogue: Catalogue, version: str, *, redemptions: float | None, common: float
+    folder: Path,
+    past: PastWeeks,
+    catalogue: Catalogue,
+    version: str,
+    *,
+    redemptions: float | None,
+    common: float,
+    reported_after: int,
 ) -> Forecast:
     """Compare, by offer and channel, the redemptions of past plans (as the log has them) with the forecast ones.
 
-    Plans of another package than that of `version` say nothing about its forecasts, and are left out. `Tally.factor`
-    reads `redemptions` and `common`. Forecasts are those of the policy, before the corrections of their time. A send
-    counts where the log has the planned offer through the planned channel. Only sends of the arm `rl` count: the policy
-    sends most where the forecast is too low for what a send is worth, so its sends cost more than those of other arms.
+    A plan counts once its offers have ended and `reported_after` weeks have passed, until which redemptions are still
+    reported. A plan or pair of whose redemptions the log was not told (`UNTOLD`) is left out, with a warning. Plans of
+    another package than that of `version` say nothing about its forecasts, and are left out. `Tally.factor` reads
+    `redemptions` and `common`. Forecasts are those of the policy, before the corrections of their time. A send counts
+    where the log has the planned offer through the planned channel. Only sends of the arm `rl` count: the policy sends
+    most where the forecast is too low for what a send is worth, so its sends cost more than those of other arms.
     """
     tally = Tally.none(catalogue)
-    weeks = 0
+    weeks, others, warnings = 0, 0, []
     if redemptions is None or past.log is None:
         return Forecast(tally.factor(None, common), tally.redeemed, tally.forecast, 0)
-    place = {name: k for k, name in enumerate(past.log.ids)}
     for path in plans_in(folder):
         facts = read_facts(path)
-        week = facts["week"]
-        is_over = week + facts["valid_weeks"] <= past.week  # until then redemptions are still to come
+        is_over = facts["week"] + facts["valid_weeks"] + reported_after <= past.week
         is_own = facts["policy"] == version and len(facts["factors"]) == len(tally.forecast)
+        others += is_over and not is_own
         if not is_over or not is_own:
             continue
+        of_week = _tally(path, facts, past.log, catalogue)
+        forecast = of_week.forecast.sum()
+        if forecast > UNTOLD and not of_week.redeemed.any():
+            warnings.append(f"the log has no redemption of week {facts['week']}'s plan, which forecast {forecast:,.0f}")
+            continue
         weeks += 1
-        action, row, spend = _sends(path, place, catalogue)
-        in_log = (torch.from_numpy(x[week].astype(np.int64)) for x in (past.log.offer, past.log.channel))
-        log_action = catalogue.action_codec.encode(*in_log).numpy()
-        sent = (row >= 0) & (log_action[np.maximum(row, 0)] == action)
-        action, row, spend = action[sent], row[sent], spend[sent]
-        tally.add(action, spend, np.array(facts["factors"]), past.log.redeemed[week][row])
-    return Forecast(tally.factor(redemptions, common), tally.redeemed, tally.forecast, weeks)
+        tally = tally.plus(of_week)
+    for k in np.flatnonzero((tally.forecast > UNTOLD) & (tally.redeemed == 0)).tolist():
+        name = pair_name(catalogue, k)
+        warnings.append(f"the log has no redemption of {name}, of which past plans forecast {tally.forecast[k]:,.0f}")
+        tally.forecast[k] = 0.0
+    warnings = [f"{x}: they do not correct the forecast; see that the export of sends has them" for x in warnings]
+    if others and not weeks:
+        warnings.append(f"{others:,} past plans are of other packages than this one: none corrects its forecast")
+    of_all = tally.of_all(common)
+    if not USUAL[0] <= of_all <= USUAL[1]:
+        warnings.append(
+            f"past plans were redeemed {of_all:.2g} times as often as forecast, which corrects the forecast: see "
+            "that the log has all redemptions of these offers and no others (forecast.redemptions=null: no correction)"
+        )
+    return Forecast(tally.factor(redemptions, common), tally.redeemed, tally.forecast, weeks, tuple(warnings))
+
+
+def _tally(path: Path, facts: dict[str, Any], log: CustomerWeeks, catalogue: Catalogue) -> Tally:
+    """Tally the sends of a plan's arm rl that the log has."""
+    week = facts["week"]
+    action, row, spend = _sends(path, {name: k for k, name in enumerate(log.ids)}, catalogue)
+    in_log = (torch.from_numpy(x[week].astype(np.int64)) for x in (log.offer, log.channel))
+    log_action = catalogue.action_codec.encode(*in_log).numpy()
+    sent = (row >= 0) & (log_action[np.maximum(row, 0)] == action)
+    tally = Tally.none(catalogue)
+    tally.add(action[sent], spend[sent], np.array(facts["factors"]), log.redeemed[week][row[sent]])
+    return tally
 
 
 def _sends(path: Path, place: dict[str, int], catalogue: Catalogue) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from envs.live.columns import as_table
+from envs.live.columns import as_table, check_date
 from envs.live.plan.arm_plans import PlanSetting
 from envs.live.plan.arms import Arms
 from envs.live.plan.channel_capacity import Capacity
@@ -62,6 +62,8 @@ class PlanRequest:
             raise ValueError("money: expected the week's money, as in money=5000")
         if self.log is None and self.week is None:
             raise ValueError("week: expected the number of the week, or a log=… that the week follows")
+        if self.today is not None:
+            check_date(self.today)
 
     @property
     def folder(self) -> Path:
@@ -93,7 +95,7 @@ class Planned:
     path: Path
     segment_name: str | None  #: column by which the page sums up
     segment: np.ndarray | None  #: of each customer, texts [N]
-    valid_until: str  #: last day of the week's offers, empty where the log has no dates
+    valid_until: str  #: last day of the week's offers
     valid_weeks: int  #: begun weeks in which the offers can be redeemed
     replace: bool  #: whether the plan may take the place of one that decided otherwise
 
@@ -136,6 +138,11 @@ class Planned:
         if not self.path.is_file():
             return ""
         before, now = read_facts(self.path), self.facts
+        if before["week"] != now["week"] and not self.replace:
+            raise ValueError(
+                f"{self.path}: has the plan of week {before['week']}: out= needs another name for week {now['week']} "
+                "(replace=true: the older plan may go)"
+            )
         settings = [name for name in SETTINGS if before.get(name) != now[name]]
         changes = [f"{name} {before.get(name)} -> {now[name]}" for name in settings]
         if not changes and before.get("decided") != now["decided"]:
@@ -237,7 +244,7 @@ def make_plan(policy: ExportedPolicy, request: PlanRequest) -> Planned:
     table, notes, file = read_customers(policy, request)
     past = past_weeks(policy, request, table.ids)
     path = request.path(past.week)
-    first_day = past.first_day()
+    first_day = first_day_of(past, request)
     table = with_absent(table, file, request, first_day)
     customers = allowed_now(policy.catalogue, policy.contact_rules, table, past)
     segment = None if request.segment is None else texts_of(file, request.segment)
@@ -249,8 +256,7 @@ def make_plan(policy: ExportedPolicy, request: PlanRequest) -> Planned:
     unknown = setting.shop_rule.unknown(customers.ids)
     if unknown:
         plan.warnings.append(f"{unknown:,} of the shop's own decisions are of customers whom the table lacks")
-    plan.warnings += [*notes, *moved_arms(path.parent, past.week, setting.arms, customers.ids)]
-    until = "" if first_day is None else str(first_day + np.timedelta64(request.valid_days - 1, "D"))
+    plan.warnings += [*notes, *forecast.warnings, *moved_arms(path.parent, past.week, setting.arms, customers.ids)]
     valid_weeks = -(-request.valid_days // send_log.DAYS)
     return Planned(
         package=policy,
@@ -261,24 +267,30 @@ def make_plan(policy: ExportedPolicy, request: PlanRequest) -> Planned:
         path=path,
         segment_name=request.segment,
         segment=segment,
-        valid_until=until,
+        valid_until=str(first_day + np.timedelta64(request.valid_days - 1, "D")),
         valid_weeks=valid_weeks,
         replace=request.replace,
     )
 
 
-def with_absent(table: Table, file: Any, request: PlanRequest, first_day: np.datetime64 | None) -> Table:
+def first_day_of(past: PastWeeks, request: PlanRequest) -> np.datetime64:
+    """Return the planned week's first day; raise ValueError where neither the log nor `today` tells it."""
+    day = past.first_day()
+    if day is None and request.today is None:
+        raise ValueError(
+            "today: expected the planned week's first day, from which its offers are valid, as in today=2025-11-24: no "
+            "log with dates tells it"
+        )
+    return np.datetime64(request.today, "D") if day is None else day
+
+
+def with_absent(table: Table, file: Any, request: PlanRequest, day: np.datetime64) -> Table:
     """Return the customers with those marked who left before the planned week, or join after it, by dates of the file.
 
-    Raises ValueError where the file has no such dates, and where no day is known to compare them with.
+    `day` is the week's first. Raises ValueError where the file has no such dates.
     """
     names = {"joined": request.joined, "left": request.left}
     dates = {key: dates_of(file, name, key) for key, name in names.items() if name is not None}
-    day = np.datetime64(request.today, "D") if first_day is None and request.today else first_day
-    if not dates:
-        return table
-    if day is None:
-        raise ValueError(f"{min(dates)}: expected the day that its dates are compared with, as in today=2025-11-24")
     if "joined" in dates:
         table = table._replace(is_to_join=dates["joined"] >= day + send_log.DAYS)
     if "left" in dates:

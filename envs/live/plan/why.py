@@ -15,7 +15,7 @@ from envs.live.plan.deciding import Customers, PolicyPackage, allowed_now
 from envs.live.plan.inputs.exported import ExportedPolicy
 from envs.live.plan.output.plan_file import read_facts
 from envs.live.plan.reasons import RuleNames, number, pair_name
-from envs.live.plan.run import PlanRequest, past_weeks, read_customers
+from envs.live.plan.run import PlanRequest, first_day_of, past_weeks, read_customers, with_absent
 from envs.live.plan.scoring import best_refused, score_customers
 from rlcore.offline.parquet_files import read_parquet
 
@@ -25,7 +25,7 @@ def why(policy: ExportedPolicy, request: PlanRequest, customer: str) -> list[str
 
     The customer alone is scored again, by the plan's own corrections of the forecast.
     """
-    table, _, _ = read_customers(policy, request)
+    table, _, file = read_customers(policy, request)
     if customer not in table.ids:
         raise ValueError(f"{request.customers}: has no customer '{customer}'")
     row = table.ids.index(customer)
@@ -35,6 +35,7 @@ def why(policy: ExportedPolicy, request: PlanRequest, customer: str) -> list[str
     facts = read_facts(path)
     if facts["policy"] != policy.version:
         raise ValueError(f"{path}: was planned with the package {facts['policy']}, not with {policy.version}")
+    table = with_absent(table, file, request, first_day_of(past, request))
     customers = allowed_now(policy.catalogue, policy.contact_rules, table, past).take(row)
     factor = torch.tensor(facts["factors"], dtype=torch.float64)
     return explain(policy, customers, factor, facts, decided)

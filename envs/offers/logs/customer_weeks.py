@@ -127,15 +127,18 @@ def staying(
     joined: np.ndarray | None,
     left: np.ndarray | None,
     *,
+    in_table: np.ndarray,
     has_everyone: bool,
     lists_silence: bool,
 ) -> CustomerWeeks:
     """Return a log, whose first `before` weeks are an older log's, with the weeks in which each customer is in it.
 
-    `joined` and `left` are weeks, NaN where unknown, [N]. Where `joined` does not say it, a customer of no older week
-    is there from the first new one or, if the files list every week without a send too (`lists_silence`), from the
-    customer's first row. Unless the files have everyone, who is in no row is not in the log. The older log's last week
-    may have been cut off, so that customers may still join in it. A week in which something happened stays in the log,
+    `joined` and `left` are weeks, NaN where unknown, [N], and `in_table`, bool [N], are the customers whom the table
+    has. Where `joined` does not say it, a customer of no older week is there from the first new one or, if the files
+    list every week without a send too (`lists_silence`), from the customer's first row. Unless the files have everyone,
+    who is in no row is not in the log. The older log's last week may have been cut off, so that customers may still
+    join in it. Who had left by the older log and has by the table, in which there is no earlier date of leaving now, or
+    by a row, is in the log again, and in the weeks between. A week in which something happened stays in the log,
     whatever `left` says.
     """
     n, end = len(log.ids), log.weeks - 1
@@ -157,7 +160,8 @@ def staying(
         last = np.maximum(last, last_event(log))
     was_there = log.last >= log.first
     stayed = was_there & (log.last == before - 1)
-    came_back = was_there & ~stayed & (appears < log.weeks)
+    is_here = np.zeros(n, dtype=bool) if left is None else in_table & ~(left < before)  # NaN is not below
+    came_back = was_there & ~stayed & (is_here | (appears < log.weeks))
     gone = was_there & ~stayed & ~came_back
     return replace(log, first=np.where(was_there, log.first, first), last=np.where(gone, log.last, last))
 
@@ -211,6 +215,13 @@ def after_the_decision(log: CustomerWeeks, rows: Rows) -> Rows:
     return replace(rows, redeemed=rows.redeemed & is_decision, unsubscribed=rows.unsubscribed & is_sent)
 
 
+def has_no_send(log: CustomerWeeks, rows: Rows) -> np.ndarray:
+    """Tell which of R sends are of a customer and week that the log has, without a send, bool [R]."""
+    customer, week = rows.customer.clip(0), rows.week.clip(0, log.weeks - 1)
+    is_there = (rows.customer >= 0) & (log.first[customer] <= rows.week) & (rows.week <= log.last[customer])
+    return is_there & (rows.offer > 0) & (log.offer[week, customer] == 0)
+
+
 def put_outcomes(log: CustomerWeeks, rows: Rows) -> None:
     """Note the outcomes of sends' rows in a log's cells.
 
@@ -244,12 +255,17 @@ def buy_what_was_redeemed(log: CustomerWeeks) -> int:
     return int(without.sum())
 
 
-def after_opting_out(log: CustomerWeeks) -> np.ndarray:
-    """Tell which sends went to customers who had opted out in an earlier week, bool [W, N]."""
-    so_far = np.maximum.accumulate(log.unsubscribed, axis=0)
-    had = np.zeros_like(so_far)
-    had[1:] = so_far[:-1]
-    return had & (log.offer > 0)
+def move_opt_outs(log: CustomerWeeks) -> int:
+    """Let customers' opt-outs stand at their last send; return of how many customers there was none yet.
+
+    A file has an opt-out beside the message whose link was used, and other messages went out before it was.
+    """
+    who = np.flatnonzero(log.unsubscribed.any(0))
+    last = log.weeks - 1 - (log.offer[::-1, who] > 0).argmax(0)
+    late = int((~log.unsubscribed[last, who]).sum())
+    log.unsubscribed[:, who] = False
+    log.unsubscribed[last, who] = True
+    return late
 
 
 def drop_returns_alone(log: CustomerWeeks) -> int:

@@ -13,18 +13,21 @@ from envs.offers.logs.customer_weeks import (
     Rows,
     buy_what_was_redeemed,
     drop_returns_alone,
+    has_no_send,
+    move_opt_outs,
     put_later_outcomes,
     put_purchases,
     put_sends,
     staying,
 )
 from envs.offers.logs.planned_weeks import PlannedWeek
-from envs.offers.logs.send_checks import check_not_taken, check_one_a_week, check_stay, check_subscribed
+from envs.offers.logs.send_checks import changed_ids, check_not_taken, check_one_a_week, check_stay
 from envs.offers.logs.send_log import Calendar
 from envs.offers.logs.send_propensities import FileFacts, put_propensities
 from envs.offers.logs.send_reader import Table, days_of, read_sends, to_rows
 
 MAX_WEEKS = 1040  # of a log: 20 years
+HALF_A_YEAR = 26  # weeks
 WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 
 
@@ -132,7 +135,6 @@ class Sends:
         calendar = replace(calendar, price=self.price, trips=self.trips)
         moment = self._numbers(self.sends, moments, calendar)
         is_new = moment > calendar.sends_to if old else moment >= calendar.start
-        self._count(~is_new, "sends", "are in the log already" if old else "lie before sends.start")
         bought_at = self._numbers(self.purchases, days_of(self.purchases), calendar) if self.purchases else None
         if old is None and not is_new.any():
             raise ValueError(f"{self.sends.path}: expected a send to begin a log with, got none")
@@ -140,6 +142,8 @@ class Sends:
         weeks = self._weeks_to(sends_to, moment, calendar)
 
         known = dict.fromkeys(old[0].ids) if old else {}
+        if old:
+            self.warnings += changed_ids([x for x, last in zip(old[0].ids, old[0].last) if last >= 0], given.ids)
         ids = (*known, *(x for x in given.ids if x not in known))
         log = old[0].extended(ids, weeks) if old else CustomerWeeks.empty(ids, weeks)
         index = {name: k for k, name in enumerate(ids)}
@@ -159,6 +163,7 @@ class Sends:
             rows.take(kept),
             joined,
             left,
+            in_table=np.isin(np.arange(len(ids)), [index[x] for x in given.ids]),
             has_everyone=self.has_purchases and not self.lists_silence,
             lists_silence=self.lists_silence,
         )
@@ -166,12 +171,21 @@ class Sends:
         check_stay(self.sends, log, rows, is_new & (customer >= 0))
         if self.several == "refuse":
             check_not_taken(self.sends, log, rows, kept)
+        late = ~is_new & has_no_send(log, rows)
+        self._count(~is_new & ~late, "sends", "are in the log already" if old else "lie before sends.start")
+        if late.any():
+            self.warnings.append(
+                f"{int(late.sum()):,} sends of weeks that the log has were not in it, such as row {late.argmax() + 2}: "
+                "added"
+            )
+        added = np.flatnonzero(late)
+        put_sends(log, rows.take(added[np.argsort(moment[added], kind="stable")]))
         put_sends(log, rows.take(kept))
         put_later_outcomes(log, rows.take(np.flatnonzero(~is_new & (customer >= 0) & (rows.week >= 0))))
         purchases_to = calendar.purchases_to
         if self.purchases is not None and bought_at is not None:
             purchases_to = self._put_purchases(log, self.purchases, bought_at, index, calendar)
-        check_subscribed(self.sends, log, rows, kept)
+        self._move_opt_outs(log)
         self._complete_purchases(log)
         first_new = max(old[0].weeks - 1, 0) if old else 0  # the older log's last week may have been cut off
         planned, said = put_propensities(log, plans, range(first_new, weeks), rows.take(kept), kept, self.of_the_file)
@@ -193,7 +207,14 @@ class Sends:
             raise ValueError(
                 f"{table.path}: column '{table.names['date']}': expected {kinds[0]}, as in the log, got {kinds[1]}"
             )
-        return moments.astype(np.int64)
+        numbers = moments.astype(np.int64)
+        if not calendar.has_dates and len(numbers) and numbers.max() < calendar.sends_to - HALF_A_YEAR:
+            raise ValueError(
+                f"{table.path}: column '{table.names['date']}': expected numbers of weeks that go on from "
+                f"{calendar.sends_to}, the log's last, got at most {numbers.max()}: a week's number must not begin "
+                "anew each year (2026-W05 is a week too)"
+            )
+        return numbers
 
     def _weeks_to(self, last: int, moments: np.ndarray, calendar: Calendar) -> int:
         """Return the number of weeks of a log up to the moment `last`; raise ValueError where there are too many."""
@@ -228,6 +249,15 @@ class Sends:
         return found
 
     # ── what is not on the sends' rows ──────────────────────────────────────────────────────────────────────────────
+    def _move_opt_outs(self, log: CustomerWeeks) -> None:
+        """Let opt-outs count from a customer's last send on, and warn where the file has them beside an earlier one."""
+        late = move_opt_outs(log)
+        if late:
+            self.warnings.append(
+                f"{late:,} customers were sent something after the message beside which "
+                f"'{self.sends.names['unsubscribed']}' is 1: their opt-out counts from their last message on"
+            )
+
     def _put_purchases(
         self,
         log: CustomerWeeks,

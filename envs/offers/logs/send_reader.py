@@ -19,7 +19,7 @@ ISO_WEEK = 8  # characters of 2026-W05
 TEXTS = ("customer", "offer", "channel")
 FLAGS = ("bought", "redeemed", "unsubscribed")
 NUMBERS = (*FLAGS, "margin", "propensity")
-MOST_WEEKS = 10**6  # greatest number of a week, on either side of 0
+MOST_WEEKS = 10**5  # greatest number of a week, on either side of 0: 202605, a year and its week, is none
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,8 @@ def days_of(table: Table) -> np.ndarray:
         return column
     if column.dtype.kind == "f":
         table.refuse("date", np.isnan(column), "a week, got nothing")
-        table.refuse("date", (column != np.round(column)) | (np.abs(column) > MOST_WEEKS), "a whole week", shows=True)
+        wrong = (column != np.round(column)) | (np.abs(column) > MOST_WEEKS)
+        table.refuse("date", wrong, "a whole week, counted on over the years, or one such as 2026-W05", shows=True)
         return column.astype(np.int64)
     distinct = {text: monday(text) for text in set(column.tolist())}
     expected = "a week's number, a date (year-month-day) or a week such as 2026-W05"

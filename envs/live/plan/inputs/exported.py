@@ -15,13 +15,14 @@ from envs.configuration import instantiate_stored
 from envs.live.columns import TEXT, TableColumns
 from envs.live.decide import DecisionInputs, Scores
 from envs.live.package import Package
+from envs.live.package_files import GRAPH, OBSERVATION
 from envs.live.plan.deciding import Table
 from envs.offers.populations.customer_table import check_ids, days_before
 from envs.offers.world.catalogue import Catalogue
 from envs.offers.world.history import SeenWeek
 from envs.tables.column_kinds import is_date, is_number, to_column
 
-VERSION_DIGITS = 12  # of the checksum of package.json
+VERSION_DIGITS = 12  # of the checksum
 
 
 class ExportedPolicy:
@@ -35,8 +36,7 @@ class ExportedPolicy:
         self.catalogue = catalogue.to("cpu", torch.float64)
         self.contact_rules = {key: x for key, x in package.contact_rules.items() if not key.startswith("_")}
         self.prices, self.weeks, self.observes_price = package.prices, package.weeks, package.observes_price
-        digest = hashlib.sha256(json.dumps(package.manifest, sort_keys=True).encode()).hexdigest()
-        self.version = f"{package.manifest['algorithm']}-{digest[:VERSION_DIGITS]}"
+        self.version = f"{package.manifest['algorithm']}-{digest_of_decisions(package.manifest)}"
         population = env["population"].get("base", env["population"])  # of a twin's customers
         self.id_column: str | None = population.get("id")
         self.text_columns = {*population.get("text", []), *(x.name for x in package.columns if x.kind == TEXT)}
@@ -60,6 +60,17 @@ class ExportedPolicy:
     def score(self, inputs: DecisionInputs, prices: Tensor | None = None) -> Scores:
         """Score the inputs at prices; None: the package's."""
         return self.package.score(inputs, prices)
+
+
+def digest_of_decisions(manifest: dict[str, Any]) -> str:
+    """Return a checksum of all that a package's decisions depend on: the same policy exported again has the same."""
+    env, files = manifest["env"], manifest["files"]
+    decides = {
+        "files": {name: files[name] for name in (GRAPH, OBSERVATION) if name in files},
+        "env": [env["catalogue"], env["contact_rules"], env["world"], env["observation"]],
+        **{name: manifest[name] for name in ("columns", "transform", "prices", "drift")},
+    }
+    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:VERSION_DIGITS]
 
 
 class ColumnsOnDemand(Mapping):

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from envs.offers.logs import send_log
 from envs.offers.logs.customer_weeks import CustomerWeeks
+from envs.offers.logs.send_checks import changed_ids
 from envs.offers.logs.send_log import Calendar
 from envs.offers.world.catalogue import Catalogue
 from envs.offers.world.history import SeenWeek
@@ -34,8 +35,8 @@ class PastWeeks:
     def read(cls, path: str, ids: Sequence[str], week: int | None, catalogue: Catalogue) -> PastWeeks:
         """Read a log. `week` None is the first week after it; weeks of the log from `week` on are left out.
 
-        Raises ValueError where weeks before `week` are missing, so that contact caps could be broken, and where the
-        log knows none of the customers.
+        Raises ValueError where weeks before `week` are missing, so that contact caps could be broken, where the log
+        knows none of the customers, and where it knows one under an id of another text.
         """
         log, calendar = send_log.read(path, list(catalogue.offers), list(catalogue.channels))
         week = log.weeks if week is None else week
@@ -51,6 +52,7 @@ class PastWeeks:
                 f"{path}: knows none of the customers: ids in the log are such as '{log.ids[0]}', in the table such as "
                 f"'{ids[0]}'"
             )
+        changed_ids(log.ids, ids)
         return cls(log, calendar, row, week)
 
     def of(self, rows: np.ndarray) -> PastWeeks:

@@ -107,6 +107,8 @@ def test_another_plan_of_the_week_is_refused_unless_it_may_replace_the_older_one
         ValueError, match=r"week=3.parquet: this week is planned already, with money 40.0 -> 60.0: both"
     ):
         more.write()
+    with pytest.raises(ValueError, match=r"week=3.parquet: has the plan of week 3: out= needs another name for week 4"):
+        planned(path, past=PastWeeks.none(300, 4)).write()
     with pytest.raises(ValueError, match="with other decisions, by other customers or another log"):
         planned(path, n=200).write()
     assert path.read_bytes() == before
@@ -295,11 +297,12 @@ def test_the_correction_is_what_was_redeemed_beside_what_was_forecast(tmp_path):
     )
     past = PastWeeks.read(str(path), ids, None, CATALOGUE)
 
-    def of(past, version="stand-in", redemptions=10.0):
-        return corrections(tmp_path, past, CATALOGUE, version, redemptions=redemptions, common=4.0)
+    def of(past, version="stand-in", redemptions=10.0, late=0):
+        keys = {"redemptions": redemptions, "common": 4.0, "reported_after": late}
+        return corrections(tmp_path, past, CATALOGUE, version, **keys)
 
     found = of(past)
-    assert found.weeks == 1
+    assert found.weeks == of(past, late=1).weeks == 1 and of(past, late=2).weeks == 0  # the log has week 4
     sent = sent[made.plan.arm[sent] == RL]
     redeemed = np.intersect1d(redeemed, sent)
     assert 0 < len(sent) < len(made.plan.sent)  # the others are those of the arm `random`
@@ -315,7 +318,53 @@ def test_the_correction_is_what_was_redeemed_beside_what_was_forecast(tmp_path):
     assert (found.factor != 1).any()
     assert (of(past, redemptions=None).factor == 1).all()
     assert (of(PastWeeks.none(3, 5)).factor == 1).all()
-    assert (of(past, "another package").factor == 1).all()
+    other = of(past, "another package")
+    assert (other.factor == 1).all()
+    assert other.warnings == ("1 past plans are of other packages than this one: none corrects its forecast",)
+
+
+def test_redemptions_that_nobody_reported_do_not_correct_and_few_are_warned_of(tmp_path):
+    """Of two plans the log has no redemption of the first; of the second it has few, as where the till reports late."""
+    cells = {"offer": {}, "channel": {}, "redeemed": {}}
+    for week in (1, 2):
+        past = PastWeeks.none(2000, week)
+        ids = [f"K{100000 + k}" for k in range(2000)]
+        made = planned(tmp_path / f"week={week}.parquet", n=2000, money=400.0, past=past, ids=ids)
+        made.write()
+        sent = made.plan.sent.tolist()
+        cells["offer"] |= {(week, k): CATALOGUE.action_codec.offer_of(int(made.plan.action[k])) for k in sent}
+        cells["channel"] |= {(week, k): CATALOGUE.action_codec.channel_of(int(made.plan.action[k])) for k in sent}
+    policys = [k for k in sent if made.plan.arm[k] == RL]
+    cells["redeemed"] = {(2, k): True for k in policys[:2]}
+    past = PastWeeks.read(str(log_of(tmp_path, ids, **cells)), ids, None, CATALOGUE)
+    found = corrections(tmp_path, past, CATALOGUE, "stand-in", redemptions=10.0, common=4.0, reported_after=1)
+    assert found.weeks == 1 and found.redeemed.sum() == 2 and found.forecast.sum() > 15
+    *untold, few = found.warnings
+    assert untold[0].startswith("the log has no redemption of week 1's plan, which forecast ")
+    ratio = (2 + 4.0) / (found.forecast.sum() + 4.0)
+    assert few.startswith(f"past plans were redeemed {ratio:.2g} times as often as forecast")
+    (tmp_path / "week=2.csv").unlink()
+    nothing = corrections(tmp_path, past, CATALOGUE, "stand-in", redemptions=10.0, common=4.0, reported_after=1)
+    assert nothing.weeks == 0 and (nothing.factor == 1).all() and len(nothing.warnings) == 1
+
+
+def test_a_pair_of_which_nothing_was_reported_has_the_factor_of_all_pairs(tmp_path):
+    """The redemptions of one pair are never in the export; half of the others are redeemed."""
+    ids = [f"K{100000 + k}" for k in range(3000)]
+    made = planned(tmp_path / "week=1.parquet", n=3000, money=600.0, past=PastWeeks.none(3000, 1), ids=ids)
+    made.write()
+    action, sent = made.plan.action, made.plan.sent
+    untold = int(np.bincount(action[sent]).argmax())
+    cells = {
+        "offer": {(1, k): CATALOGUE.action_codec.offer_of(int(action[k])) for k in sent},
+        "channel": {(1, k): CATALOGUE.action_codec.channel_of(int(action[k])) for k in sent},
+        "redeemed": {(1, k): True for k in sent[action[sent] != untold][::2]},
+    }
+    past = PastWeeks.read(str(log_of(tmp_path, ids, **cells)), ids, None, CATALOGUE)
+    found = corrections(tmp_path, past, CATALOGUE, "stand-in", redemptions=10.0, common=4.0, reported_after=0)
+    of_all = (found.redeemed.sum() + 4.0) / (found.forecast.sum() + 4.0)
+    assert found.factor[untold] == pytest.approx(of_all) and found.forecast[untold] == 0
+    assert any(x.startswith("the log has no redemption of ") and "of which past plans" in x for x in found.warnings)
 
 
 def test_the_factor_of_a_pair_goes_from_that_of_all_pairs_to_its_own():

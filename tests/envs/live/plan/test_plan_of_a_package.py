@@ -14,6 +14,7 @@ pytest.importorskip("onnxscript")
 
 from envs.live.package import Package
 from envs.live.package_files import read_files
+from envs.live.plan.inputs.exported import ExportedPolicy
 from envs.offers.world.history import SeenWeek
 from small_package import TODAY, config_of, export_small, rows, untrained, write_table
 
@@ -25,6 +26,19 @@ def exported(tmp_path_factory):
     config = config_of(folder)
     env, agent = untrained(config)
     return folder, export_small(folder, config, env, agent)
+
+
+def test_the_same_policy_exported_again_is_the_same_policy(exported):
+    folder, package = exported
+    config = config_of(folder)
+    env, agent = untrained(config)
+    (folder / "metrics.json").write_text('{"policies": {}}')
+    again = export_small(folder, config, env, agent)
+    assert again.manifest != package.manifest
+    assert ExportedPolicy(again).version == ExportedPolicy(package).version
+    with torch.no_grad():
+        next(agent.policy.parameters()).add_(0.1)
+    assert ExportedPolicy(export_small(folder, config, env, agent)).version != ExportedPolicy(package).version
 
 
 def test_rows_far_from_training_are_refused_by_row_and_column(exported):

@@ -14,7 +14,11 @@ import pyarrow.parquet as pq
 from envs.live.plan.arms import Arms
 from envs.live.plan.money_rules import MoneyRule
 from envs.live.plan.run import make_plan
-from stand_in_package import StandInExported, arrow_table, customers_of, plan_of, request, setting, table
+from envs.live.plan.why import why
+from envs.offers.logs import send_log
+from envs.offers.logs.customer_weeks import CustomerWeeks
+from envs.offers.logs.send_log import Calendar
+from stand_in_package import CATALOGUE, StandInExported, arrow_table, customers_of, plan_of, request, setting, table
 
 POLICY = StandInExported()
 
@@ -43,6 +47,9 @@ def make_arms(random=0.01, bau=0.0):
     ("changes", "message"),
     [
         ({"customers": None}, "customers: expected the path of a CSV or Parquet file"),
+        ({"today": None}, "today: expected the planned week's first day, from which its offers are valid, as in"),
+        ({"today": "2026-12"}, "today: expected a date, year-month-day, got 2026-12"),
+        ({"today": 20261207}, "today: expected a date, year-month-day, got 20261207"),
         ({"money": None}, "money: expected the week's money, as in money=5000"),
         ({"week": None}, "week: expected the number of the week, or a log=… that the week follows"),
         ({"out": "plan.csv"}, "out: expected a name that ends in .parquet, got plan.csv"),
@@ -76,6 +83,12 @@ def test_a_plan_whose_arms_are_not_those_of_the_newest_plan_says_how_many_custom
     assert "arms.salt 7 -> 8" in warnings(13, bau=0.2, salt=8)[0]
 
 
+def test_offers_end_valid_days_after_the_first_day_of_the_week_with_a_log_and_without(tmp_path):
+    planned = make_plan(POLICY, request(customers=arrow_table(300), valid_days=7, out=str(tmp_path / "week=3.parquet")))
+    lines = planned.write()[1].read_text().splitlines()
+    assert len(lines) > 1 and all(line.endswith(',"2026-12-13"') for line in lines[1:])
+
+
 def test_who_left_before_the_planned_week_is_sent_nothing():
     dates = ["2026-12-06", "2026-12-07", "2026-12-08", "", "2020-01-01"]
     given = arrow_table(5).append_column("Left", pa.array(dates))
@@ -86,6 +99,26 @@ def test_who_left_before_the_planned_week_is_sent_nothing():
     nobody = arrow_table(5).append_column("Left", pa.nulls(5))
     rows = rows_of(make_plan(POLICY, request(customers=nobody, left="Left", today="2026-12-07")))
     assert not any(row["reason"].startswith("left the shop") for row in rows)
+
+
+def test_the_tables_dates_of_leaving_overrule_the_logs(tmp_path):
+    """By the log both left after week 0; the table knows of one alone, and without its dates the log decides."""
+    log = CustomerWeeks.empty(tuple(arrow_table(3)["id"].to_pylist()), 4)
+    log.last[:] = [0, 0, 3]
+    path = tmp_path / "log.parquet"
+    calendar = Calendar(True, 20_458, 20_490, None, 1.0, 0.0)
+    send_log.write(path, log, calendar, list(CATALOGUE.offers), list(CATALOGUE.channels))
+    given = arrow_table(3).append_column("Left", pa.array(["2026-01-10", "", ""]))
+    asked = {"customers": given, "log": str(path), "week": 4, "out": str(tmp_path / "week=4.parquet")}
+
+    def gone(**changes):
+        rows = rows_of(make_plan(POLICY, request(**asked, **changes)))
+        return [row["reason"].startswith("left the shop") for row in rows]
+
+    assert gone() == [True, True, False] and gone(left="Left") == [True, False, False]
+    chosen = request(**asked, left="Left")
+    make_plan(POLICY, chosen).write()
+    assert "the rules allow no contact, so there is no ladder" in why(POLICY, chosen, log.ids[0])
 
 
 def test_who_joins_after_the_planned_week_is_sent_nothing_and_takes_no_money():
@@ -102,10 +135,8 @@ def test_who_joins_after_the_planned_week_is_sent_nothing_and_takes_no_money():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"joined": "Left"}, "joined: expected the day that its dates are compared with"),
         ({"joined": "Came"}, "customers: no column 'Came' (joined); there are id, Rate"),
         ({"left": "Gone"}, "customers: no column 'Gone' (left); there are id, Rate"),
-        ({"left": "Left"}, "left: expected the day that its dates are compared with"),
         ({"left": "Tier", "today": "2026-12-07"}, "customers: column 'Tier': expected dates, year-month-day"),
         ({"left": "Age", "today": "2026-12-07"}, "customers: column 'Age': expected dates, year-month-day"),
     ],

@@ -28,6 +28,7 @@ from envs.offers.logs.customer_weeks import (
     staying,
 )
 from envs.offers.logs.planned_weeks import PlannedWeek
+from envs.offers.logs.send_checks import changed_ids
 from scripts import example_shop
 
 pq = pytest.importorskip("pyarrow.parquet")
@@ -74,7 +75,7 @@ def weeks_there(row):
     return last - first + 1
 
 
-MAY_BE_SILENT = {"has_everyone": True, "lists_silence": False}
+MAY_BE_SILENT = {"in_table": np.array(True), "has_everyone": True, "lists_silence": False}
 
 
 def rl_arm(customers):
@@ -388,13 +389,24 @@ def test_a_date_far_from_all_others_is_named(shop, tmp_path):
         imported(shop, path=write_rows(tmp_path / "s.csv", rows))
 
 
-def test_no_messages_to_who_has_left(shop, tmp_path):
+def test_an_opt_out_beside_an_earlier_message_counts_from_the_last_message_on(shop, tmp_path):
+    """A customer uses the link of an old mail after the next one went out: both went out, and no week is refused."""
     folder, _, _ = shop
     rows = rows_of(folder, "sends")
     gone = next(row for row in rows if row["unsubscribed"] == "1" and row["date"] < "2026-03-01")
-    rows.append(gone | {"date": "2026-03-23", "unsubscribed": "0", "redeemed": "0"})
-    with pytest.raises(ValueError, match="column 'offer': expected nothing, for the customer had unsubscribed"):
-        imported(shop, path=write_rows(tmp_path / "s.csv", rows))
+    later = gone | {"date": "2026-03-23", "unsubscribed": "0", "redeemed": "0"}
+    week = (dt.date.fromisoformat(gone["date"]) - dt.date(2026, 1, 5)).days // 7
+    path = write_rows(tmp_path / "s.csv", [*rows, later])
+    usual, found = imported(shop), imported(shop, path=path)
+    k = found.log.ids.index(gone["Customer No"])
+    assert np.flatnonzero(usual.log.unsubscribed[:, k]).tolist() == [week]
+    assert np.flatnonzero(found.log.unsubscribed[:, k]).tolist() == [11] and found.log.offer[11, k]
+    others = np.arange(len(found.log.ids)) != k
+    np.testing.assert_array_equal(found.log.unsubscribed[:, others], usual.log.unsubscribed[:, others])
+    said = "1 customers were sent something after the message beside which 'unsubscribed' is 1"
+    assert [x for x in found.warnings if "opt-out" in x] == [f"{said}: their opt-out counts from their last message on"]
+    again = imported(shop, (found.log, found.calendar), path=path)
+    assert not again.is_changed and not [x for x in again.warnings if "opt-out" in x]
 
 
 def test_a_week_in_which_nothing_was_sent(shop, tmp_path):
@@ -426,6 +438,50 @@ def test_what_came_later_of_old_sends_changes_the_log(shop, tmp_path):
     unredeemed["redeemed"] = "1"
     later = imported(shop, (found.log, found.calendar), path=write_rows(tmp_path / "s.csv", rows))
     assert later.is_changed and later.log.redeemed.sum() == found.log.redeemed.sum() + 1
+
+
+def test_a_send_that_an_older_export_lacked_is_added(shop, tmp_path):
+    """So that caps count it, and its redemption is known; the week stays the one in which it was sent."""
+    rows = rows_of(shop[0], "sends")
+    at = next(k for k, row in enumerate(rows) if row["offer"] and row["redeemed"] == "1")
+    whole = imported(shop)
+    found = imported(shop, path=write_rows(tmp_path / "s.csv", [*rows[:at], *rows[at + 1 :]]))
+    assert (found.log.offer > 0).sum() == (whole.log.offer > 0).sum() - 1
+    later = imported(shop, (found.log, found.calendar))
+    assert f"1 sends of weeks that the log has were not in it, such as row {at + 2}: added" in later.warnings
+    assert f"{len(rows) - 1:,} of {len(rows):,} sends are in the log already: left out" in later.warnings
+    assert later.is_changed and later.log.has_equal_cells(whole.log)
+    again = imported(shop, (later.log, later.calendar))
+    assert not again.is_changed and not [x for x in again.warnings if "added" in x]
+
+
+@pytest.mark.parametrize("given", ["17", "17.0", " 00017", "k1"])
+def test_an_id_that_changed_its_text_is_refused_and_customers_whom_the_table_lacks_are_counted(given):
+    known = ["00017", "K1", "1001"]
+    with pytest.raises(ValueError, match=f"expected the log's customer '.*', got '{given}': ids must keep their text"):
+        changed_ids(known, ["1001", given])
+    assert changed_ids(known, [*known, "18"]) == []
+    assert changed_ids(known, ["1001", "18"]) == [
+        "2 customers of the log are not in the customer table, such as '00017'"
+    ]
+
+
+def test_numbers_of_weeks_that_begin_anew_each_year_are_refused(shop, tmp_path):
+    name = shop[1].population.ids[0]
+    plain = {"Customer No": name, "offer": "coffee", "channel": "app", "propensity": 0.5, "redeemed": 0,
+             "unsubscribed": 0, "bought": 0, "margin": 0}  # fmt: skip
+    changes = {"purchases": {**shop[2].purchases, "path": None}, "joined": None, "left": None}
+
+    def of(old, *weeks):
+        rows = [{**plain, "date": week} for week in weeks]
+        return imported(shop, old, path=write_rows(tmp_path / "s.csv", rows), **changes)
+
+    with pytest.raises(ValueError, match="row 3, column 'date': expected a whole week, .* 2026-W05, got 202601"):
+        of(None, 52, 202601)
+    found = of(None, 51, 52)
+    assert of((found.log, found.calendar), 53).log.weeks == 3
+    with pytest.raises(ValueError, match="expected numbers of weeks that go on from 52, the log's last, got at most 2"):
+        of((found.log, found.calendar), 1, 2)
 
 
 def test_the_first_row_that_repeats_a_cell():
@@ -617,6 +673,7 @@ def test_who_joins_in_the_week_that_an_export_cut_off_is_there_from_that_week():
         rows,
         np.full(4, np.nan),
         None,
+        in_table=np.ones(4, dtype=bool),
         has_everyone=False,
         lists_silence=False,
     )
@@ -631,6 +688,19 @@ def test_a_date_of_leaving_that_comes_late_takes_no_send_out_of_the_log():
     nothing = one_cell(old, customer=[0]).take(slice(0, 0))
     stays = staying(old.extended(("a", "b"), 8), 6, nothing, None, left, **MAY_BE_SILENT)
     assert stays.last.tolist() == [4, 2]
+
+
+def test_who_left_is_in_the_log_again_once_the_table_has_no_earlier_date_of_leaving():
+    """By the log all left after week 0; the import is of weeks 3 and 4."""
+    old = CustomerWeeks.empty(("corrected", "leaves now", "gone", "not in the table", "a message"), 3)
+    nan = np.nan
+    rows = one_cell(old, customer=[4], week=[4], offer=[1])
+    left = np.array([nan, 3.0, 0.0, nan, nan])
+    keys = {**MAY_BE_SILENT, "in_table": np.array([True, True, True, False, False])}
+    stays = staying(replace(old, last=old.last + 1).extended(old.ids, 5), 3, rows, None, left, **keys)
+    assert stays.first.tolist() == [0] * 5 and stays.last.tolist() == [4, 3, 0, 0, 4]
+    without = staying(replace(old, last=old.last + 1).extended(old.ids, 5), 3, rows, None, None, **keys)
+    assert without.last.tolist() == [0, 0, 0, 0, 4]  # no table says who is there
 
 
 def test_a_planned_week_has_the_plans_propensities_and_a_second_import_changes_nothing(shop):

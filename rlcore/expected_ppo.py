@@ -4,9 +4,9 @@ Expected policy gradients (Ciosek and Whiteson 2018), or the mean actor-critic (
 surrogate. A LookaheadEnv (envs/base.py) gives each action's expected reward and next states, and a critic values these
 states. In training the critic may observe what the policy does not (asymmetric actor-critic: Pinto et al. 2018).
 Shapes: T steps of an episode, N agents, P = Π nvec actions of an agent (combinations of its heads), S states of an
-agent, K futures (versions of what the critic observes next, beside the state, between which the action decides, such as
-without and with a contact under a cap; 1 where it decides the next state alone), D and C columns that policy and critic
-observe, B = T·N samples or a minibatch.
+agent, D and C columns that policy and critic observe, B = T·N samples or a minibatch. K futures: under a contact cap
+the action decides the next state, and also what the critic observes next. K counts the versions of that observation
+(without and with a contact); K = 1 where the action decides the next state alone.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class CriticBatch(NamedTuple):
 
 
 class ExpectedPPO(OnPolicyAlgorithm):
-    """PPO on expected advantages, in a LookaheadEnv of episodes of one length.
+    """PPO on expected advantages, in a LookaheadEnv whose episodes all have the same length.
 
     `epochs` passes train the policy and `critic_epochs` the critic, each in `minibatches` and by an optimiser of its
     own. `ent_coef` is in units of reward, because advantages are not normalised. The deployed policy has the
@@ -147,7 +147,9 @@ class ExpectedPPO(OnPolicyAlgorithm):
         return self.conclude(rollout, metrics)
 
     def anneal(self, progress: float) -> None:
-        """Set the learning rates of an iteration, and the entropy's coefficient, which falls geometrically."""
+        """Set the learning rates of an iteration, and the entropy's coefficient, which goes geometrically to its last
+        value.
+        """
         super().anneal(progress)
         if self.lr_schedule:
             self.lr_schedule(self.critic_lr, self.initial_critic_lr, progress, self.kl)
@@ -203,7 +205,9 @@ class ExpectedPPO(OnPolicyAlgorithm):
         """
         metrics = self.train_epochs(self.train_critic, critic_batch, self.critic_epochs)
         metrics |= self.train_epochs(self.train_policy, policy_batch, self.epochs)
-        self.kl.copy_(distributed.all_reduce_mean(metrics["losses/approx_kl"]))  # for a rate that adapts to it
+        self.kl.copy_(
+            distributed.all_reduce_mean(metrics["losses/approx_kl"])
+        )  # for a learning rate that adapts to the KL
         metrics["losses/explained_variance"] = losses.explained_variance(
             critic_batch.value, critic_batch.target, critic_batch.counts, all_reduce=distributed.all_reduce_sum
         )

@@ -56,24 +56,23 @@ class UpdateMetrics:
 
     def __init__(self) -> None:
         self.totals: dict[str, Tensor] = {}
-        self.largest_ratio: Tensor | None = None  # of the micro-batches' mean ratios
+        self.ratios: list[Tensor] = [torch.zeros(())]  # mean of each minibatch; the last is being added up
 
     def add(self, metrics: dict[str, Tensor], share: Tensor) -> None:
         """Add a micro-batch with this share of its minibatch's tokens."""
-        ratio = metrics["ratio"]
-        self.largest_ratio = ratio if self.largest_ratio is None else torch.maximum(self.largest_ratio, ratio)
+        self.ratios[-1] = self.ratios[-1].to(share.device) + share * metrics["ratio"]
         for name, x in metrics.items():
             self.totals[name] = self.totals.get(name, 0) + share * x
 
-    def add_grad_norm(self, grad_norm: Tensor) -> None:
-        """Add the gradient's norm of a minibatch."""
+    def end_minibatch(self, grad_norm: Tensor) -> None:
+        """Add the gradient's norm of a minibatch, whose micro-batches have been added."""
         self.totals["grad_norm"] = self.totals.get("grad_norm", 0) + grad_norm
+        self.ratios.append(torch.zeros(()))
 
     def mean(self, steps: int) -> dict[str, Tensor]:
-        """Return means over all minibatches, the ratio's variance, and the largest mean ratio of a micro-batch."""
-        assert self.largest_ratio is not None  # an update has a step
+        """Return means over all minibatches, the ratio's variance, and the largest mean ratio of a minibatch."""
         metrics = distributed.mean_scalars({f"ppo/{name}": total / steps for name, total in self.totals.items()})
-        metrics["ppo/ratio_max"] = distributed.all_reduce_max(self.largest_ratio)
+        metrics["ppo/ratio_max"] = distributed.all_reduce_mean(torch.stack(self.ratios[:-1])).amax()
         metrics["ppo/ratio_var"] = metrics.pop("ppo/ratio_square") - metrics["ppo/ratio"].square()
         return metrics
 

@@ -16,7 +16,7 @@ from email_rl.training.rollout import MailRollout
 class GuardLimits:
     """Limits beyond which a warning is logged and printed."""
 
-    ratio: float  # largest mean ratio π / π_old over the tokens of a micro-batch
+    ratio: float  # largest mean ratio π / π_old over the tokens of a minibatch
     kl: float  # least mean KL to the reference, nats a mail: an estimate of what can't be negative
     distinct_2: float  # least share of the distinct-2 that the first rollout had
     same_mail: float  # largest share of a rollout's mails that are one text, of contexts that differ
@@ -41,7 +41,7 @@ class Guards:
         first_variety, first_tokens = self.first
         if largest_ratio > limits.ratio:
             found.append(
-                f"the mean ratio of a micro-batch's tokens to the policy that wrote them is {largest_ratio:.1f}, above "
+                f"the mean ratio of a minibatch's tokens to the policy that wrote them is {largest_ratio:.1f}, above "
                 f"{limits.ratio:g}: the update is too large; lower algo.language_model.lr or algo.epochs"
             )
         if kl < limits.kl:

@@ -193,7 +193,7 @@ class LanguageModelPPO(LanguageModelAlgorithm):
         distributed.average_gradients(self.policy.parameters())
         grad_norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
         self.optimizer.step()
-        totals.add_grad_norm(grad_norm)
+        totals.end_minibatch(grad_norm)
 
     def accumulate_gradient(self, batch: MailBatch, share: Tensor) -> dict[str, Tensor]:
         """Add `share` times the gradient of PPO's loss on a micro-batch; return loss and diagnostics.

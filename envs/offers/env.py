@@ -20,12 +20,13 @@ from envs.offers.world.transition import transition
 
 
 class OffersEnv(CustomerEnv):
-    """An episode is one season of newly drawn customers, each under a price path of its own (envs/offers/README.md §6).
+    """An episode is one season of newly drawn customers, and every agent has a price path (envs/offers/README.md §6).
 
-    Each drawn customer is simulated `price_paths` times, each time under another path. `exploring_starts` is the share
-    of agents whose season starts in a state drawn uniformly from those of a subscribed customer. The reward is r −
-    price·spend, in money, where r is the week's profit. V_end, the value of a customer after the season, is added to
-    the last week's reward, when all episodes end. With shaping the reward is A⁰ − price·spend, and A⁰ contains V_end.
+    Each drawn customer is simulated as `price_paths` agents. `exploring_starts` is the share of agents whose season
+    starts in a state drawn uniformly from those of a subscribed customer. The reward is A⁰ − price·spend, in money: A⁰
+    is the effect of the week's action on profit if nobody is contacted later. Without shaping it is r − price·spend,
+    where r is the week's profit, and the last week, when all episodes end, also has V_end, the value of a customer
+    after the season.
     """
 
     info_keys = ("redeemed", "contacted", "trips", "spend", "reward", "profit", "churned")
@@ -72,7 +73,7 @@ class OffersEnv(CustomerEnv):
     def _prepare_responses(self, sample: Sample) -> None:
         """Prepare the model of how the customers of a sample respond.
 
-        Raises ValueError in a world of other equations.
+        Raises ValueError in a world whose equations are not this environment's (`env/world=unlike_…`).
         """
         if isinstance(self.world, UnlikeWorld):
             raise ValueError("env/world=unlike_…: other equations than those of this env: expected env=offers_unlike")
@@ -91,8 +92,8 @@ class OffersEnv(CustomerEnv):
     def _observe(self, history: History) -> tuple[ContactOptions, Tensor]:
         """Return the contacts that each customer's history allows, and the customers' observations."""
         week = min(self.week, self.world.weeks - 1)
-        # A compiled function would meet a history of another length every week, so it is passed only where caps need
-        # it.
+        # The history is a week longer every week, and a compiled function would meet a new length each time. So the
+        # history is passed only where caps need it.
         recalled = history if self.contact_policy.caps else None
         options, obs = self.observe_week(
             self.calendar[week : week + 1], self.state, self.memory, recalled, self.prices[week]
@@ -189,11 +190,11 @@ class OffersEnv(CustomerEnv):
         no_contact_values: StateValues,
         next_no_contact_values: StateValues,
     ) -> tuple[CustomerState, Tensor, dict[str, Tensor]]:
-        """Advance the customers by the week of number `week` [1], with the V⁰ of this week and of the next one, as a
-        function of tensors.
+        """Advance the customers by one week, as a function of tensors.
 
-        Actions [N, 2] are sent where the mask [N, P] allows them, and uniforms u [6, N] draw the outcomes. Returns the
-        next state, the week's additions to the history [5, N], and info.
+        `week` [1] is its number; the V⁰ are those of this week and of the next. Actions [N, 2] are sent where the mask
+        [N, P] allows them, and uniforms u [6, N] draw the outcomes. Returns the next state, the week's additions to the
+        history [5, N], and info.
         """
         customers, world = self.customers, self.world
         offer, channel = action.unbind(-1)

@@ -70,14 +70,6 @@ def all_reduce_mean(x: Tensor) -> Tensor:
     return all_reduce_sum(x) / num_processes() if num_processes() > 1 else x
 
 
-def all_reduce_max(x: Tensor) -> Tensor:
-    """Return the largest value of a tensor over all processes, elementwise and without gradient."""
-    if num_processes() > 1:
-        x = x.detach().clone()
-        dist.all_reduce(x, op=dist.ReduceOp.MAX)
-    return x
-
-
 def mean_weight(mask: Tensor) -> Tensor | float:
     """Return the weight of this process's masked mean that makes the processes' average the mean over all samples."""
     if num_processes() == 1:

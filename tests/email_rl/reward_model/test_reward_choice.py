@@ -231,7 +231,7 @@ class Constant:
 def test_rewards_that_do_not_differ_are_refused_before_anything_is_optimised(monkeypatch):
     made = trainer("algo.normalization_mails=16", reward_model=Constant())
     made.has_models = False
-    monkeypatch.setattr(made.sources, "load_or_train", lambda *_: (policy(), Constant()))
+    monkeypatch.setattr(type(made.sources), "load_or_train", lambda *_: (policy(), Constant()))
     with pytest.raises(ValueError, match="standard deviation of 0.0000, expected at least 0.05.*What would help") as e:
         made.setup(NullLogger(), lambda: False)
     assert "\n" not in str(e.value)

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+pa = pytest.importorskip("pyarrow")  # extra `logs`
+pytest.importorskip("pyarrow.parquet")
 from envs.live.plan.arms import ARMS, BAU, HOLDOUT, RL, Arms
 from envs.live.plan.output.plan_file import KEY
 from envs.live.planned_rules import assigned_weeks
@@ -17,8 +19,6 @@ from envs.offers.logs.send_log import Calendar
 from rlcore.ope.logged_rules import compare_rules
 from stand_in_package import CATALOGUE
 
-pa = pytest.importorskip("pyarrow")
-pytest.importorskip("pyarrow.parquet")
 CALENDAR = Calendar(False, 0, 100, 100, 1.5, 0.25)
 HALF = Arms(3, 0.05, 0.01, 0.5)
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+pytest.importorskip("pyarrow")  # extra `logs`
 from envs.live.plan.arms import BAU, HOLDOUT, RL, expected_shares
 from envs.live.planned_rules import decisions_of, margin_before
 from envs.live.planned_test import planned_test

@@ -205,9 +205,7 @@ class ExpectedPPO(OnPolicyAlgorithm):
         """
         metrics = self.train_epochs(self.train_critic, critic_batch, self.critic_epochs)
         metrics |= self.train_epochs(self.train_policy, policy_batch, self.epochs)
-        self.kl.copy_(
-            distributed.all_reduce_mean(metrics["losses/approx_kl"])
-        )  # for a learning rate that adapts to the KL
+        self.kl.copy_(distributed.all_reduce_mean(metrics["losses/approx_kl"]))  # a learning rate can adapt to it
         metrics["losses/explained_variance"] = losses.explained_variance(
             critic_batch.value, critic_batch.target, critic_batch.counts, all_reduce=distributed.all_reduce_sum
         )

@@ -72,7 +72,7 @@ class UpdateMetrics:
     def mean(self, steps: int) -> dict[str, Tensor]:
         """Return means over all minibatches, the ratio's variance, and the largest mean ratio of a minibatch."""
         metrics = distributed.mean_scalars({f"ppo/{name}": total / steps for name, total in self.totals.items()})
-        metrics["ppo/ratio_max"] = distributed.all_reduce_mean(torch.stack(self.ratios[:-1])).amax()
+        metrics["ppo/largest_mean_ratio"] = distributed.all_reduce_mean(torch.stack(self.ratios[:-1])).amax()
         metrics["ppo/ratio_var"] = metrics.pop("ppo/ratio_square") - metrics["ppo/ratio"].square()
         return metrics
 

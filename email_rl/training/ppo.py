@@ -101,7 +101,7 @@ class LanguageModelPPO(LanguageModelAlgorithm):
         self.kl_to_reference = rollout.kl_to_reference()
         self.kl_controller.update(self.kl_to_reference, mails=self.steps_per_iteration)
         metrics |= self.update(batch)
-        self.log_rollout(rollout, metrics["ppo/ratio_max"].item())
+        self.log_rollout(rollout, metrics["ppo/largest_mean_ratio"].item())
         return metrics | {"charts/learning_rate": self.lr}
 
     @torch.no_grad()

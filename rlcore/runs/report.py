@@ -42,7 +42,7 @@ def add_lines(table: Table, lines: dict[str, list[str]], groups: dict[str, str])
 
     Names of groups may break into lines, those of lines may not.
     """
-    table.columns[0].min_width = max(map(len, lines))
+    table.columns[0].min_width = max(map(len, lines), default=0)
     shown = None
     for name, line in lines.items():
         group = groups.get(name, shown)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -74,8 +75,8 @@ def less(summary: Summary, setting: Setting, best: Setting, level: float) -> Sum
     return summary._replace(difference=differences.mean().item(), difference_half_width=half_width)
 
 
-def values_by_seed(setting: Setting) -> dict[str, float]:
-    """Return the finite values of a setting, {seed: value}.
+def values_by_seed(setting: Setting, value_of: Callable[[Job], float] = lambda job: job.value) -> dict[str, float]:
+    """Return the values of the jobs with a finite headline value, {seed: value}.
 
     Jobs of one training seed, such as a policy that several evaluation seeds judge, are no independent replications:
     their mean counts once.
@@ -83,7 +84,7 @@ def values_by_seed(setting: Setting) -> dict[str, float]:
     found: dict[str, list[float]] = {}
     for job in setting.jobs:
         if math.isfinite(job.value):
-            found.setdefault(job.training_seed or job.seed, []).append(job.value)
+            found.setdefault(job.training_seed or job.seed, []).append(value_of(job))
     return {seed: sum(values) / len(values) for seed, values in found.items()}
 
 
@@ -105,7 +106,7 @@ def summarize_setting(setting: Setting, level: float, resamples: int, seed: int)
             folder="",
             difference=math.nan,
             difference_half_width=math.nan,
-            beside=means_beside(setting.jobs),
+            beside=means_beside(setting),
         )
     values = torch.tensor(list(values_by_seed(setting).values()), dtype=torch.float64)
     higher = jobs[0].higher_is_better
@@ -126,16 +127,16 @@ def summarize_setting(setting: Setting, level: float, resamples: int, seed: int)
         folder=str(best.folder),
         difference=math.nan,
         difference_half_width=math.nan,
-        beside=means_beside(setting.jobs),
+        beside=means_beside(setting),
     )
 
 
-def means_beside(jobs: list[Job]) -> dict[str, float]:
-    """Return the mean of each other policy, over the jobs that have it; NaN where none has."""
+def means_beside(setting: Setting) -> dict[str, float]:
+    """Return the mean of each other policy over the seeds of the setting's own mean; NaN where a seed lacks it."""
     found = {}
-    for name in jobs[0].beside:
-        values = [job.beside[name] for job in jobs if math.isfinite(job.beside[name])]
-        found[name] = sum(values) / len(values) if values else math.nan
+    for name in setting.jobs[0].beside:
+        values = values_by_seed(setting, lambda job, name=name: job.beside[name])
+        found[name] = sum(values.values()) / len(values) if values else math.nan
     return found
 
 

@@ -44,8 +44,8 @@ class Setting(NamedTuple):
 def read_jobs(folders: Iterable[Path], beside: Iterable[str] = ()) -> list[Job]:
     """Read the runs in folders and below them, in the order of their names; a run that lies in two of them counts once.
 
-    `beside` names the other policies that are read. Raises ValueError where a folder has no run, and where a run's
-    metrics.json has no headline figure.
+    `beside` names the other policies that are read. Raises ValueError where a folder has no run, where a run's
+    metrics.json has no headline figure, and where no run has a policy of such a name.
     """
     found: dict[Path, Path] = {}  # by the file's own path, whatever links and folders lead to it
     for folder in folders:
@@ -56,7 +56,11 @@ def read_jobs(folders: Iterable[Path], beside: Iterable[str] = ()) -> list[Job]:
             raise ValueError(f"{folder}: expected the folder of a sweep or of a run: no metrics.json in it or below")
         for file in files:
             found.setdefault(file.resolve(), file)
-    return [read_job(file, beside) for file in found.values()]
+    jobs = [read_job(file, beside) for file in found.values()]
+    for name in beside:
+        if all(math.isnan(job.beside[name]) for job in jobs):
+            raise ValueError(f"beside: expected the name of a policy in one of the runs' tables, got '{name}'")
+    return jobs
 
 
 def natural_order(path: Path) -> list[tuple[int, str]]:

@@ -1,4 +1,4 @@
-"""The random streams of an evaluation: each serves one use, and draws the same for all policies."""
+"""The random streams of an evaluation: each is of one kind of draw, and draws the same for all policies."""
 
 VALIDATION_MARKET, VALIDATION_SEASON = 1, 2
 CALIBRATION_SEASON, FEE_SEASONS = 3, 4

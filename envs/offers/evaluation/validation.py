@@ -51,6 +51,10 @@ class Validation:
         """Return a few metrics of the algorithm's policy."""
         policy, _ = self.evaluator.deploy(algorithm, self.market, self.market)
         records = self.simulate(policy)
+        return self.metrics_of(records)
+
+    def metrics_of(self, records: list[SeasonRecord]) -> dict[str, float]:
+        """Return the metrics of a season under a policy."""
         summary = summarise_seasons(records, self.market, self.bound)
         metrics = {f"validation/{name}": summary[name] for name in ("score", "spend_ratio", "contact_rate")}
         if self.paired:

@@ -758,12 +758,12 @@ def test_a_paired_validation_says_how_far_ahead_of_planning_on_estimates_a_polic
     evaluation = small_evaluation()
     validation = Validation(evaluation, 40, paired=True)
     rival = validation.simulate(evaluation.on_estimates.certainty_equivalent_planner(validation.market))
-    level = validation.compare_with_rival(rival)
-    assert level == {"validation/ahead_of_rival": 0.0, "validation/ahead_of_rival_half_width": 0.0}
+    level = validation.metrics_of(rival)
+    assert level["validation/ahead_of_rival"] == level["validation/ahead_of_rival_half_width"] == 0.0
     nobody = validation.simulate(NoContact())
-    behind = validation.compare_with_rival(nobody)
+    behind = validation.metrics_of(nobody)
     bound = validation.bound
     scores = [summarise_seasons(records, validation.market, bound)["score"] for records in (nobody, rival)]
     assert behind["validation/ahead_of_rival"] == pytest.approx(scores[0] - scores[1], abs=1e-9)
     assert behind["validation/ahead_of_rival"] < -0.2 and behind["validation/ahead_of_rival_half_width"] > 0
-    assert Validation(evaluation, 40, paired=False).compare_with_rival(rival) == {}
+    assert "validation/ahead_of_rival" not in Validation(evaluation, 40, paired=False).metrics_of(rival)

@@ -102,6 +102,18 @@ def test_a_value_is_refused_where_its_range_does_not_hold_it(script):
                 assert interval.text[interval.text.find("[") : -1] in check and "\n" not in check
 
 
+EXPERIMENTS = sorted(
+    str(path.relative_to(CONF / "experiment").with_suffix("")) for path in CONF.glob("experiment/**/*.yaml")
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_is_within_the_ranges_of_its_files(experiment):
+    override = f"experiment={experiment}"
+    check_ranges(OmegaConf.to_container(composed(override), resolve=True), composed_ranges("train", override))
+
+
 def refusal(config: dict, ranges: dict[str, KeyRanges]) -> str | None:
     try:
         check_ranges(config, ranges)

@@ -22,6 +22,7 @@ from rlcore.runs.report import Report
 from rlcore.uplift.mean_differences import Estimate, difference, group_mean, mean_estimate, standardized_mean
 
 FEW = 30  # units of a rule below which its interval is not to be trusted
+ROUNDING = 1e-6  # of what units brought before: units that differ by less are alike
 
 
 def less(rules: list[str]) -> str:
@@ -70,7 +71,7 @@ def compare_rules(
         for rule in rules
         if rows[rule]["units"] < FEW
     ]
-    alike = [] if before is None or spread is None else [balance(before, decided, unit, rules, dataset.names, level)]
+    alike = [] if before is None or spread is None else balance(before, decided, unit, rules, dataset.names, level)
     steps = f"{compared} of {len(weight)} {dataset.names.step}s: those with both rules, each by its number of decisions"
     below = [*few, *notes, *alike, *([steps] if len(weight) > 1 else [])]
     is_charged = not torch.equal(kinds[NET], kinds[dataset.names.reward])
@@ -121,14 +122,20 @@ def rows_of(
 
 
 def spread_within(before: Tensor, decided: list[Tensor], step: Tensor) -> Tensor | None:
-    """Return `before` [N] less its mean over the decisions of both rules, 0 where unknown; None where all are alike."""
-    compared = torch.stack(decided).any(0)
-    known = compared & ~before.isnan()
+    """Return `before` [N] less its mean over the decisions of both rules, 0 where unknown; None where all are alike.
+
+    It is 0 for a rule whose units were alike in each step, but for rounding: no slope can be told from them.
+    """
+    known = torch.stack(decided).any(0) & ~before.isnan()
     if not known.any():
         return None
-    centred = torch.where(before.isnan(), 0.0, before.double() - before[known].double().mean())
-    varies = any((less_cell_means(centred, by_rule, step) != 0).any() for by_rule in decided)
-    return centred if varies else None
+    brought = before[known].double()
+    centred = torch.where(before.isnan(), 0.0, before.double() - brought.mean())
+    rounding = ROUNDING * brought.square().mean().sqrt()
+    for by_rule in decided:
+        if less_cell_means(centred, by_rule, step).square().mean().sqrt() <= rounding:
+            centred[by_rule] = 0.0
+    return centred if any(centred[by_rule].any() for by_rule in decided) else None
 
 
 def adjusted(x: Tensor, spread: Tensor, decided: list[Tensor], step: Tensor) -> Tensor:
@@ -200,12 +207,18 @@ def power(row: dict[str, Any], kind: str, unit: str, level: float) -> str:
 
 def balance(
     before: Tensor, decided: list[Tensor], unit: Tensor, rules: list[str], names: ColumnNames, level: float
-) -> str:
-    """Say whether the rules' units were alike before: a small p tells that the rules were not given them at random."""
-    means = [group_mean(before, by_rule & ~before.isnan(), unit) for by_rule in decided]
+) -> list[str]:
+    """Say whether the rules' units were alike before: a small p tells that the rules were not given them at random.
+
+    Nothing is said where a rule has fewer than two units of which something is known.
+    """
+    known = [by_rule & ~before.isnan() for by_rule in decided]
+    if any(len(torch.unique(unit[of_rule])) < 2 for of_rule in known):
+        return []
+    means = [group_mean(before, of_rule, unit) for of_rule in known]
     p = difference(means[0], means[1], level).p
     brought = " and ".join(f"{rule} {mean.value:.4g}" for rule, mean in zip(rules, means))
-    return f"before any of these decisions a {names.unit} brought a {names.step}: {brought} (p = {p:.2g})"
+    return [f"before any of these decisions a {names.unit} brought a {names.step}: {brought} (p = {p:.2g})"]
 
 
 def put(row: dict[str, Any], kind: str, found: Estimate) -> None:

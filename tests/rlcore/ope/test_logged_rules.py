@@ -167,6 +167,44 @@ def test_nothing_is_adjusted_where_units_were_alike_before():
         assert found.rows == compare_rules(dataset, ["b", "a"], 0.95).rows
 
 
+def alike_but_for_rounding(n, value):
+    """n sums of ten tenths of a value, added up in two orders, which round to two numbers."""
+    return torch.tensor([sum([value / 10] * 10) if k % 2 else value for k in range(n)], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("constant", [0.0, 0.7, 123456.7])
+def test_a_rule_whose_units_were_alike_but_for_rounding_has_no_slope(constant):
+    """The other rule's slope is that of its own least squares, and its units' mean is taken at the mean of all."""
+    generator = torch.Generator().manual_seed(0)
+    policy = torch.arange(400) % 2
+    of_b = 5 * torch.rand(200, generator=generator, dtype=torch.float64)
+    before = torch.zeros(400, dtype=torch.float64)
+    before[policy == 0], before[policy == 1] = alike_but_for_rounding(200, constant), of_b + constant
+    reward = torch.randn(400, generator=generator, dtype=torch.float64) + 0.5 * before.clamp_max(10)
+    dataset = replace(log(torch.arange(400), policy, reward.float()), cost=torch.zeros(400))
+    x, y = before.numpy(), dataset.reward.double().numpy()
+    is_b = (policy == 1).numpy()
+    slope = stats.linregress(x[is_b], y[is_b]).slope
+    expected = y[is_b].mean() - slope * (x[is_b].mean() - x.mean()) - y[~is_b].mean()
+    found = compare_rules(dataset, ["b", "a"], 0.95, before)
+    assert found.rows["b less a, adjusted"]["reward"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_nothing_is_adjusted_where_all_units_were_alike_but_for_rounding():
+    dataset, before = of_two_rules(0, effect=0.3, correlation=0.5)
+    found = compare_rules(dataset, ["b", "a"], 0.95, alike_but_for_rounding(len(before), 0.7)[dataset.unit])
+    assert list(found.rows) == ["b", "a", "b less a"]
+
+
+@pytest.mark.parametrize("known", [0, 1])
+def test_rules_with_too_few_units_known_before_are_compared_and_not_called_alike(known):
+    dataset, before = of_two_rules(0, effect=1.0, correlation=0.5)
+    of_b = dataset.unit[dataset.policy == 1].unique()
+    before[torch.isin(dataset.unit, of_b[known:])] = torch.nan
+    caption = compare_rules(dataset, ["b", "a"], 0.95, before).caption
+    assert "before any of these decisions" not in caption and caption.startswith("b was better than a")
+
+
 def test_rules_of_unequal_size_and_slope_lose_the_whole_spread_of_before():
     """One slope for both rules would leave a part of it to the smaller one (Freedman 2008)."""
     generator = torch.Generator().manual_seed(0)

@@ -36,10 +36,11 @@ def assigned_weeks(
 ) -> AssignedWeeks:
     """Return the planned weeks of a log's customers, from each customer's first plan on, as decisions of two arms.
 
-    `folder` has the plans. Weeks after a customer left bring 0. Customers whose arm differs between the plans of weeks
-    that have both `rules` are left out, also those who came after the change: else old and new customers would have
-    other shares of the arms. Raises ValueError where there is no plan, where a rule is no arm, where no plan is of a
-    week and a customer of the log, and where the log knows purchases of sends alone.
+    `folder` has the plans. Weeks after a customer left bring 0. Who had left before the first week with both `rules` in
+    which a plan has the customer is left out: so far all arms did the same. Customers whose arm differs between the
+    plans of weeks that have both `rules` are left out, also those who came after the change: else old and new customers
+    would have other shares of the arms. Raises ValueError where there is no plan, where a rule is no arm, where no plan
+    is of a week and a customer of the log, and where the log knows purchases of sends alone.
     """
     for rule in rules:
         if rule not in ARMS:
@@ -50,10 +51,11 @@ def assigned_weeks(
         raise ValueError(f"{folder}: expected plans of weeks and customers that are in the log, got none")
     number = [ARMS.index(rule) for rule in rules]
     has_both = np.array([all((week == k).sum() > 1 for k in number) for week in arm])
+    arm[:, had_left(log, arm, has_both)] = -1
     moved = changes(arm[has_both]) | changes(lot[has_both])
     is_in_test = np.isin(arm[has_both], number).any(0)
     arm[:, moved] = -1
-    notes = [left_of(rule, (arm == k).any(0), log) for rule, k in zip(rules, number)]
+    notes = [left_of(rule, (arm[has_both] == k).any(0), log) for rule, k in zip(rules, number)]
     if (moved & is_in_test).any():
         notes.append(f"{int((moved & is_in_test).sum()):,} customers are of two arms in these plans: left out")
     if unknown:
@@ -69,6 +71,12 @@ def check_purchases(log: CustomerWeeks, calendar: Calendar) -> None:
             "rules: the log knows purchases of sends alone, so that the arm which sends more would bring more: "
             "expected a log with purchases of all customers (sends.purchases)"
         )
+
+
+def had_left(log: CustomerWeeks, arm: np.ndarray, compared: np.ndarray) -> np.ndarray:
+    """Tell who left before the first compared week, bool [W], with an arm, int8 [W, N]: bool [N]."""
+    is_assigned = (arm >= 0) & compared[:, None]
+    return is_assigned.any(0) & (log.last < is_assigned.argmax(0))
 
 
 def changes(arm: np.ndarray) -> np.ndarray:

@@ -2,35 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-pa = pytest.importorskip("pyarrow")  # extra `logs`
-pytest.importorskip("pyarrow.parquet")
+pytest.importorskip("pyarrow")  # extra `logs`
 from envs.live.plan.arms import ARMS, BAU, HOLDOUT, RL, Arms
-from envs.live.plan.output.plan_file import KEY
 from envs.live.planned_rules import assigned_weeks
 from envs.offers.logs.customer_weeks import CustomerWeeks
 from envs.offers.logs.send_log import Calendar
+from plan_files import HALF, write_plan
 from rlcore.ope.logged_rules import compare_rules
 from stand_in_package import CATALOGUE
 
 CALENDAR = Calendar(False, 0, 100, 100, 1.5, 0.25)
-HALF = Arms(3, 0.05, 0.01, 0.5)
-
-
-def write_plan(folder, week, arms, shares=HALF, handed_over=True):
-    table = pa.table({"customer": list(arms), "arm": [ARMS[k] for k in arms.values()]})
-    facts = {"week": week, "shares": [shares.salt, shares.holdout, shares.random, shares.bau]}
-    pa.parquet.write_table(
-        table.replace_schema_metadata({KEY: json.dumps(facts).encode()}), folder / f"week={week}.parquet"
-    )
-    if handed_over:
-        (folder / f"week={week}.csv").touch()
 
 
 def log(ids, weeks):
@@ -76,6 +63,22 @@ def test_whom_an_arm_drives_away_brings_nothing_and_is_not_forgotten(tmp_path):
     assert report.extra["verdicts"][0].startswith("rl was worse than bau by profit")
     assert f"rl: {len(gone)} of {assigned} customers left, and bring 0 from then on" in report.caption
     assert f"bau: 0 of {(arm == BAU).sum()} customers left" in report.caption
+
+
+def test_who_had_left_before_the_first_week_with_both_arms_is_in_neither(tmp_path):
+    """In week 1 all are in rl; K0 left before every plan, K1 before the test, K2 and K3 in it. The table keeps all."""
+    made = log([f"K{k}" for k in range(8)], 5)
+    for customer, last in ((0, 0), (1, 1), (2, 2), (3, 3)):
+        leave(made, customer, last)
+    write_plan(tmp_path, 1, dict.fromkeys(made.ids, RL))
+    for week in (2, 3, 4):
+        write_plan(tmp_path, week, {name: (RL, BAU)[k % 2] for k, name in enumerate(made.ids)})
+    found = assigned_weeks(made, CALENDAR, CATALOGUE, ["rl", "bau"], tmp_path)
+    assert "rl: 1 of 3 customers left, and bring 0 from then on" in found.notes
+    assert "bau: 1 of 3 customers left, and bring 0 from then on" in found.notes
+    rows = compare_rules(found.decisions, ["rl", "bau"], 0.95).rows
+    assert [(rows[rule]["units"], rows[rule]["decisions"]) for rule in ("rl", "bau")] == [(3, 9), (3, 9)]
+    assert rows["rl"]["profit"] == pytest.approx(1.25 * 7 / 9) and rows["bau"]["profit"] == pytest.approx(1.25 * 8 / 9)
 
 
 def test_a_customer_counts_from_the_first_plan_on_and_money_is_profit_at_the_logs_price(tmp_path):

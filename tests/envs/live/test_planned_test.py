@@ -10,11 +10,13 @@ import pytest
 import torch
 
 pytest.importorskip("pyarrow")  # extra `logs`
-from envs.live.plan.arms import BAU, HOLDOUT, RL, expected_shares
-from envs.live.planned_rules import decisions_of, margin_before
+from envs.live.plan.arms import BAU, HOLDOUT, RL, Arms, expected_shares
+from envs.live.planned_rules import assigned_weeks, decisions_of, margin_before
 from envs.live.planned_test import planned_test
 from envs.offers.logs.customer_weeks import CustomerWeeks
 from envs.offers.logs.send_log import Calendar
+from plan_files import write_plan
+from rlcore.ope.detectable import found_with
 from rlcore.ope.logged_rules import compare_rules
 from stand_in_package import CATALOGUE
 
@@ -72,6 +74,30 @@ def lives(customers, weeks, seed):
     made.bought[:] = generator.random((weeks, customers)) < rate
     made.margin[:] = np.where(made.bought, generator.lognormal(1, 0.6, (weeks, customers)), 0)
     return made
+
+
+def test_the_comparison_of_the_last_weeks_plans_has_the_numbers_that_were_said(tmp_path):
+    """Customers left before the test and in it, and the customer table, so every plan, has them all to the end."""
+    weeks, customers = 6, 4000
+    made = lives(customers, 26, seed=0)
+    made.last[: customers // 2] = np.random.default_rng(1).integers(0, 26, customers // 2)
+    gone = np.arange(26)[:, None] > made.last
+    made.bought[gone], made.margin[gone] = False, 0.0
+    said = table(made, weeks=[weeks])
+    shares = Arms(3, 0.0, 0.0, 0.5)
+    arm = shares.of(made.ids, np.zeros(customers, dtype=bool))
+    for week in range(26 - weeks, 26):
+        write_plan(tmp_path, week, dict(zip(made.ids, arm.tolist())), shares)
+    found = assigned_weeks(made, CALENDAR, CATALOGUE, ["rl", "bau"], tmp_path)
+    rows = compare_rules(found.decisions, ["rl", "bau"], 0.95, found.before, found.notes).rows
+    units, row = [rows[rule]["units"] for rule in ("rl", "bau")], said.rows["6"]
+    assert row["customers"] == sum(units) == made.is_present(26 - weeks).sum() < customers
+    mean = sum(n * rows[rule]["profit"] for n, rule in zip(units, ("rl", "bau"))) / sum(units)
+    assert row["mean"] == pytest.approx(mean, rel=1e-9)
+    more = math.sqrt(sum(1 / n for n in said.extra["customers"].values()) / sum(1 / n for n in units))
+    for key, name in (("plain", "rl less bau"), ("adjusted", "rl less bau, adjusted")):
+        low, high = rows[name]["profit_ci"]
+        assert row[key] == pytest.approx(more * found_with((high - low) / 2 / 1.959963985, 0.95, 0.8), rel=0.02)
 
 
 @pytest.mark.long

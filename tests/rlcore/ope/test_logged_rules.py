@@ -172,7 +172,7 @@ def alike_but_for_rounding(n, value):
     return torch.tensor([sum([value / 10] * 10) if k % 2 else value for k in range(n)], dtype=torch.float64)
 
 
-@pytest.mark.parametrize("constant", [0.0, 0.7, 123456.7])
+@pytest.mark.parametrize("constant", [0.0, 0.7, 70007.0])
 def test_a_rule_whose_units_were_alike_but_for_rounding_has_no_slope(constant):
     """The other rule's slope is that of its own least squares, and its units' mean is taken at the mean of all."""
     generator = torch.Generator().manual_seed(0)

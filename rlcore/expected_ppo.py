@@ -4,9 +4,9 @@ Expected policy gradients (Ciosek and Whiteson 2018), or the mean actor-critic (
 surrogate. A LookaheadEnv (envs/base.py) gives each action's expected reward and next states, and a critic values these
 states. In training the critic may observe what the policy does not (asymmetric actor-critic: Pinto et al. 2018).
 Shapes: T steps of an episode, N agents, P = Π nvec actions of an agent (combinations of its heads), S states of an
-agent, D and C columns that policy and critic observe, B = T·N samples or a minibatch. K futures: under a contact cap
-the action decides the next state, and also what the critic observes next. K counts the versions of that observation
-(without and with a contact); K = 1 where the action decides the next state alone.
+agent, D and C columns that policy and critic observe, B = T·N samples or a minibatch. K futures, the versions of what a
+critic may observe next: under a contact cap K = 2 (without and with a contact), because the action changes that
+observation as well as the next state. K = 1 where the action affects nothing but the next state.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ def masked_mean(x: Tensor, mask: Tensor | None = None, all_reduce: AllReduce | N
 def policy_loss(log_ratio: Tensor, advantage: Tensor, clip: float, mask: Tensor | None = None) -> Tensor:
     """Return the clipped surrogate loss (Schulman et al. 2017, eq. 7); log_ratio = log π − log π_old."""
     if mask is not None:
-        # Masked samples get ratio 1. Otherwise exp could overflow, and their gradient 0 · inf would be NaN.
+        # Samples outside the mask get ratio 1. Otherwise exp could overflow, and their gradient 0 · inf would be NaN.
         log_ratio = torch.where(mask > 0, log_ratio, 0.0)
     ratio = log_ratio.exp()
     unclipped_loss = -advantage * ratio

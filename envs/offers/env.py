@@ -24,9 +24,9 @@ class OffersEnv(CustomerEnv):
 
     Each drawn customer is simulated as `price_paths` agents. `exploring_starts` is the share of agents whose season
     starts in a state drawn uniformly from those of a subscribed customer. The reward is A⁰ − price·spend, in money: A⁰
-    is the effect of the week's action on profit if nobody is contacted later. Without shaping it is r − price·spend,
-    where r is the week's profit, and the last week, when all episodes end, also has V_end, the value of a customer
-    after the season.
+    is the expected effect of the week's action on the profit of this and all later weeks, if nobody is contacted later.
+    Without shaping the reward is r − price·spend, where r is the week's profit. In the last week, when all episodes
+    end, V_end is then added: the value of a customer after the season.
     """
 
     info_keys = ("redeemed", "contacted", "trips", "spend", "reward", "profit", "churned")
@@ -192,9 +192,9 @@ class OffersEnv(CustomerEnv):
     ) -> tuple[CustomerState, Tensor, dict[str, Tensor]]:
         """Advance the customers by one week, as a function of tensors.
 
-        `week` [1] is its number; the V⁰ are those of this week and of the next. Actions [N, 2] are sent where the mask
-        [N, P] allows them, and uniforms u [6, N] draw the outcomes. Returns the next state, the week's additions to the
-        history [5, N], and info.
+        `week` [1] is the week's number; `no_contact_values` and `next_no_contact_values` are V⁰ of this week and of the
+        next. Actions [N, 2] are sent where the mask [N, P] allows them, and uniforms u [6, N] draw the outcomes.
+        Returns the next state, the week's additions to the history [5, N], and info.
         """
         customers, world = self.customers, self.world
         offer, channel = action.unbind(-1)

@@ -57,8 +57,8 @@ class ExpectedPPO(OnPolicyAlgorithm):
     exponential moving average of the weights. The average decays by the factor `average_decay` per minibatch, and is
     corrected for its bias towards the initial weights.
 
-    Raises ValueError if the environment has no lookahead, if its episodes differ in length, or if the network is no
-    actor.
+    Raises ValueError if the environment has no lookahead, if its rewards are not shaped, if its episodes differ in
+    length, or if the network is no actor.
     """
 
     graph_regions: tuple[str, ...] = ("compute_policy_gradients", "compute_critic_gradients")
@@ -176,8 +176,8 @@ class ExpectedPPO(OnPolicyAlgorithm):
         advantage, mean = returns.expected_advantages(action_value, log_prob.exp())
         advantage = torch.where(allowed, advantage, 0.0)
         target = returns.lambda_targets(mean, value, self.gamma * self.td_lambda)
-        # 3. The policy learns from steps with a choice. The critic learns from all steps of agents that had a choice in
-        # some step, until they leave: other agents say nothing about the policy's value.
+        # 3. The policy learns from steps with a choice. The critic learns from all steps, until they leave, of agents
+        # that had a choice in some step. The policy decides nothing for other agents, such as those held out.
         has_choice = allowed.sum(-1) > 1
         policy_batch = PolicyBatch(
             obs=rollout.obs,

@@ -48,7 +48,7 @@ def expected_policy_loss(
 
     Inputs are [B, P]: B samples, P joint actions. The loss is the mean, over the samples in `mask` [B], of
     −Σ_a π_old(a)·min(ratio(a)·A(a), clip(ratio(a))·A(a)). The caller sets log_ratio to 0 at invalid actions. At ratio 1
-    the loss has the gradient of −Σ_a π(a)·A(a), without sampling noise.
+    the loss has the gradient of −Σ_a π(a)·A(a), without the noise of sampled actions.
     """
     ratio = log_ratio.exp()
     pessimistic_gain = torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)

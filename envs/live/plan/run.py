@@ -14,7 +14,7 @@ import torch
 
 from envs.live.columns import as_table, check_date
 from envs.live.plan.arm_plans import PlanSetting
-from envs.live.plan.arms import Arms
+from envs.live.plan.arms import Arms, moved_arms
 from envs.live.plan.channel_capacity import Capacity
 from envs.live.plan.deciding import Customers, PolicyPackage, Table, allowed_now
 from envs.live.plan.forecast import Forecast, corrections
@@ -22,7 +22,7 @@ from envs.live.plan.inputs.exported import ExportedPolicy, dates_of, read_table_
 from envs.live.plan.inputs.past_weeks import PastWeeks
 from envs.live.plan.inputs.shop_rules import ShopRule
 from envs.live.plan.money_rules import MoneyRule
-from envs.live.plan.output.plan_file import plan_table, plans_in, read_facts, write_plan, write_sends
+from envs.live.plan.output.plan_file import plan_table, read_facts, write_plan, write_sends
 from envs.live.plan.twin_gains import TwinGains
 from envs.live.plan.weekly_plan import WeekPlan, plan_week
 from envs.offers.logs import send_log
@@ -220,25 +220,6 @@ def setting_of(package: PolicyPackage, request: PlanRequest) -> PlanSetting:
     )
 
 
-def moved_arms(folder: Path, week: int, arms: Arms, ids: list[str]) -> Iterator[str]:
-    """Warn where customers have another arm than in the newest plan before a week."""
-    facts = [x for x in map(read_facts, plans_in(folder)) if x["week"] < week]
-    if facts:
-        newest = max(facts, key=lambda x: x["week"])
-        before = Arms(*newest["shares"])
-        moved = before.moves(arms, ids)
-        changes = [
-            f"arms.{f.name} {getattr(before, f.name)} -> {getattr(arms, f.name)}"
-            for f in fields(arms)
-            if getattr(before, f.name) != getattr(arms, f.name)
-        ]
-        if moved:
-            yield (
-                f"{moved:,} customers have another arm than in week {newest['week']} ({', '.join(changes)}): a "
-                "comparison of arms over both weeks leaves them out"
-            )
-
-
 def make_plan(policy: ExportedPolicy, request: PlanRequest) -> Planned:
     """Plan the week that a request asks for; raise ValueError, in one line, where a file does not fit."""
     table, notes, file = read_customers(policy, request)
@@ -256,7 +237,8 @@ def make_plan(policy: ExportedPolicy, request: PlanRequest) -> Planned:
     unknown = setting.shop_rule.unknown(customers.ids)
     if unknown:
         plan.warnings.append(f"{unknown:,} of the shop's own decisions are of customers whom the table lacks")
-    plan.warnings += [*notes, *forecast.warnings, *moved_arms(path.parent, past.week, setting.arms, customers.ids)]
+    moved = moved_arms(path.parent, past.week, setting.arms, customers.ids, plan.arm)
+    plan.warnings += [*notes, *forecast.warnings, *moved]
     valid_weeks = -(-request.valid_days // send_log.DAYS)
     return Planned(
         package=policy,

@@ -110,7 +110,7 @@ def test_who_left_counts_in_the_arm_that_a_later_plan_would_have_drawn_and_who_m
         arm = shares.of(ids, nobody)
         write_plan(tmp_path, week, {ids[k]: int(arm[k]) for k in np.flatnonzero(made.is_present(week))}, shares)
     found = assigned_weeks(made, CALENDAR, CATALOGUE, ["rl", "bau"], tmp_path)
-    moved = HALF.moves(fewer, ids)
+    moved = int((HALF.of(ids, nobody) != fewer.of(ids, nobody)).sum())
     assert f"{moved:,} customers are of two arms in these plans: left out" in found.notes
     report = compare_rules(found.decisions, ["rl", "bau"], 0.95)
     for rule, k in (("rl", RL), ("bau", BAU)):

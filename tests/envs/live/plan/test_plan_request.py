@@ -11,14 +11,25 @@ pa = pytest.importorskip("pyarrow")
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
-from envs.live.plan.arms import Arms
+from envs.live.plan.arms import BAU, RL, Arms
 from envs.live.plan.money_rules import MoneyRule
 from envs.live.plan.run import make_plan
 from envs.live.plan.why import why
 from envs.offers.logs import send_log
 from envs.offers.logs.customer_weeks import CustomerWeeks
 from envs.offers.logs.send_log import Calendar
-from stand_in_package import CATALOGUE, StandInExported, arrow_table, customers_of, plan_of, request, setting, table
+from plan_files import write_plan
+from stand_in_package import (
+    CATALOGUE,
+    RULES,
+    StandInExported,
+    arrow_table,
+    customers_of,
+    plan_of,
+    request,
+    setting,
+    table,
+)
 
 POLICY = StandInExported()
 
@@ -65,22 +76,39 @@ def test_a_request_that_does_not_fit_is_one_line(changes, message):
     assert "\n" not in str(error.value)
 
 
-def test_a_plan_whose_arms_are_not_those_of_the_newest_plan_says_how_many_customers_moved(tmp_path):
-    def warnings(week, **changes):
-        arms = {"salt": 7, "holdout": 0.05, "random": 0.1, "bau": 0.5, **changes}
-        out = str(tmp_path / f"week={week}.parquet")
-        made = make_plan(POLICY, request(customers=arrow_table(300), week=week, arms=arms, out=out))
-        made.write()
-        return [x for x in made.plan.warnings if "another arm" in x]
+def moves_said(folder, week, *, rules=RULES, customers=300, **changes):
+    """Plan a week into a folder; return what the plan warns of arms, and each customer's arm."""
+    arms = {"salt": 7, "holdout": 0.05, "random": 0.1, "bau": 0.5, **changes}
+    out = str(folder / f"week={week}.parquet")
+    made = make_plan(StandInExported(rules), request(customers=arrow_table(customers), week=week, arms=arms, out=out))
+    made.write()
+    return [x for x in made.plan.warnings if "another arm" in x], {row["customer"]: row["arm"] for row in rows_of(made)}
 
-    assert warnings(9) == [] and warnings(10) == []
-    moved = make_arms(random=0.1, bau=0.5).moves(make_arms(random=0.1, bau=0.2), arrow_table(300)["id"].to_pylist())
-    assert warnings(11, bau=0.2) == [
-        f"{moved} customers have another arm than in week 10 (arms.bau 0.5 -> 0.2): a comparison of arms over both "
-        "weeks leaves them out"
+
+def test_a_plan_whose_arms_are_not_those_of_the_newest_plan_says_how_many_customers_moved(tmp_path):
+    (said, _), (said_of_10, before) = moves_said(tmp_path, 9), moves_said(tmp_path, 10)
+    assert said == said_of_10 == []
+    said, after = moves_said(tmp_path, 11, bau=0.2, customers=200)
+    moved = sum(before[name] != after[name] for name in after)
+    assert moved > 0 and said == [
+        f"{moved} of 200 customers have another arm than in week 10 (arms.bau 0.5 -> 0.2): a comparison of arms over "
+        "both weeks leaves them out"
     ]
-    assert warnings(12, bau=0.2) == []
-    assert "arms.salt 7 -> 8" in warnings(13, bau=0.2, salt=8)[0]
+    assert moves_said(tmp_path, 12, bau=0.2)[0] == []
+    assert "arms.salt 7 -> 8" in moves_said(tmp_path, 13, bau=0.2, salt=8)[0][0]
+
+
+def test_arms_that_move_without_a_setting_are_told_too(tmp_path):
+    """The package's own holdout, of another salt than the arms', grows; a plan's arms were drawn otherwise."""
+    _, before = moves_said(tmp_path, 3, salt=8)
+    (said,), after = moves_said(tmp_path, 4, salt=8, rules={**RULES, "holdout": {"share": 0.3, "salt": 7}})
+    moved = sum(before[name] != after[name] for name in after)
+    assert 20 < moved < 150 and said.startswith(f"{moved} of 300 customers have another arm than in week 3 (no arms.*")
+    ids = arrow_table(300)["id"].to_pylist()
+    write_plan(tmp_path, 5, {name: (BAU, RL)[k % 2] for k, name in enumerate([*ids, "gone"])}, Arms(7, 0.05, 0.1, 0.5))
+    (said,), after = moves_said(tmp_path, 6)
+    moved = sum(after[name] != ("bau", "rl")[k % 2] for k, name in enumerate(ids))
+    assert said.startswith(f"{moved} of 300 customers have another arm than in week 5 (no arms.*")
 
 
 def test_offers_end_valid_days_after_the_first_day_of_the_week_with_a_log_and_without(tmp_path):

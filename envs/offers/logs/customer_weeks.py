@@ -215,11 +215,16 @@ def after_the_decision(log: CustomerWeeks, rows: Rows) -> Rows:
     return replace(rows, redeemed=rows.redeemed & is_decision, unsubscribed=rows.unsubscribed & is_sent)
 
 
+def is_in_log(log: CustomerWeeks, rows: Rows) -> np.ndarray:
+    """Tell which of R rows are of a customer and week that the log has, bool [R]."""
+    customer = rows.customer.clip(0)
+    return (rows.customer >= 0) & (log.first[customer] <= rows.week) & (rows.week <= log.last[customer])
+
+
 def has_no_send(log: CustomerWeeks, rows: Rows) -> np.ndarray:
     """Tell which of R sends are of a customer and week that the log has, without a send, bool [R]."""
-    customer, week = rows.customer.clip(0), rows.week.clip(0, log.weeks - 1)
-    is_there = (rows.customer >= 0) & (log.first[customer] <= rows.week) & (rows.week <= log.last[customer])
-    return is_there & (rows.offer > 0) & (log.offer[week, customer] == 0)
+    cell = (rows.week.clip(0, log.weeks - 1), rows.customer.clip(0))
+    return is_in_log(log, rows) & (rows.offer > 0) & (log.offer[cell] == 0)
 
 
 def put_outcomes(log: CustomerWeeks, rows: Rows) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from envs.offers.logs.customer_weeks import CustomerWeeks, Rows, second_of_a_cell
+from envs.offers.logs.customer_weeks import CustomerWeeks, Rows, is_in_log, second_of_a_cell
+from envs.offers.logs.send_log import Calendar
 from envs.offers.logs.send_reader import Table
+
+HALF_A_YEAR = 26  # weeks
 
 
 def changed_ids(known: Sequence[str], given: Sequence[str]) -> list[str]:
@@ -59,3 +62,42 @@ def check_not_taken(sends: Table, log: CustomerWeeks, rows: Rows, kept: np.ndarr
     sent = kept[rows.offer[kept] > 0]
     wrong[sent] = log.offer[rows.week[sent], rows.customer[sent]] > 0
     sends.refuse("date", wrong, "one send a customer and week, the log has another (sends.several: first)")
+
+
+def check_numbers_go_on(
+    sends: Table, moment: np.ndarray, late: np.ndarray, calendar: Calendar, *, begins_at_start: bool
+) -> None:
+    """Raise ValueError where numbers of weeks seem to begin anew at New Year.
+
+    `moment` [R] are weeks' numbers, and `late`, bool [R], are the sends that an older log lacks in a week that it has.
+    Such a send older than half a year is likelier to be one of this year. So is a send before the log's first week,
+    unless the log begins at `sends.start`, before which exports have sends that are left out.
+    """
+    if calendar.has_dates:
+        return
+    unseen = late if begins_at_start else late | (moment < calendar.start)
+    wrong = unseen & (moment < calendar.sends_to - HALF_A_YEAR)
+    sends.refuse(
+        "date",
+        wrong,
+        f"a week that goes on from {calendar.sends_to}, the log's last, or a send that the log has: numbers of weeks "
+        "must not begin anew each year (2026-W05 is a week too)",
+        shows=True,
+    )
+
+
+def left_out(log: CustomerWeeks, rows: Rows, is_out: np.ndarray, *, is_first: bool) -> Iterator[tuple[np.ndarray, str]]:
+    """Yield which of the sends that are left out, `is_out` [R], are so for a reason, bool [R], and the reason.
+
+    Those to customers whom the table lacks are among none of them.
+    """
+    if is_first:
+        yield is_out, "lie before sends.start"
+        return
+    is_before, is_there = rows.week < 0, is_in_log(log, rows)
+    yield is_out & is_before, "lie before the log's first week"
+    yield is_out & is_there, "are in the log already"
+    yield (
+        is_out & ~is_before & ~is_there & (rows.customer >= 0),
+        "lie in weeks in which the customer is not in the log",
+    )

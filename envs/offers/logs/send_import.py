@@ -21,13 +21,19 @@ from envs.offers.logs.customer_weeks import (
     staying,
 )
 from envs.offers.logs.planned_weeks import PlannedWeek
-from envs.offers.logs.send_checks import changed_ids, check_not_taken, check_one_a_week, check_stay
+from envs.offers.logs.send_checks import (
+    changed_ids,
+    check_not_taken,
+    check_numbers_go_on,
+    check_one_a_week,
+    check_stay,
+    left_out,
+)
 from envs.offers.logs.send_log import Calendar
 from envs.offers.logs.send_propensities import FileFacts, put_propensities
 from envs.offers.logs.send_reader import Table, days_of, read_sends, to_rows
 
 MAX_WEEKS = 1040  # of a log: 20 years
-HALF_A_YEAR = 26  # weeks
 WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 
 
@@ -172,7 +178,10 @@ class Sends:
         if self.several == "refuse":
             check_not_taken(self.sends, log, rows, kept)
         late = ~is_new & has_no_send(log, rows)
-        self._count(~is_new & ~late, "sends", "are in the log already" if old else "lie before sends.start")
+        if old:
+            check_numbers_go_on(self.sends, moment, late, calendar, begins_at_start=self.start is not None)
+        for wrong, why in left_out(log, rows, ~is_new & ~late, is_first=old is None):
+            self._count(wrong, "sends", why)
         if late.any():
             self.warnings.append(
                 f"{int(late.sum()):,} sends of weeks that the log has were not in it, such as row {late.argmax() + 2}: "
@@ -207,14 +216,7 @@ class Sends:
             raise ValueError(
                 f"{table.path}: column '{table.names['date']}': expected {kinds[0]}, as in the log, got {kinds[1]}"
             )
-        numbers = moments.astype(np.int64)
-        if not calendar.has_dates and len(numbers) and numbers.max() < calendar.sends_to - HALF_A_YEAR:
-            raise ValueError(
-                f"{table.path}: column '{table.names['date']}': expected numbers of weeks that go on from "
-                f"{calendar.sends_to}, the log's last, got at most {numbers.max()}: a week's number must not begin "
-                "anew each year (2026-W05 is a week too)"
-            )
-        return numbers
+        return moments.astype(np.int64)
 
     def _weeks_to(self, last: int, moments: np.ndarray, calendar: Calendar) -> int:
         """Return the number of weeks of a log up to the moment `last`; raise ValueError where there are too many."""

@@ -480,8 +480,53 @@ def test_numbers_of_weeks_that_begin_anew_each_year_are_refused(shop, tmp_path):
         of(None, 52, 202601)
     found = of(None, 51, 52)
     assert of((found.log, found.calendar), 53).log.weeks == 3
-    with pytest.raises(ValueError, match="expected numbers of weeks that go on from 52, the log's last, got at most 2"):
+    expected = "expected a week that goes on from 52, the log's last, or a send that the log has: numbers of weeks must"
+    with pytest.raises(ValueError, match=f"row 2, column 'date': {expected} .*, got 1"):
         of((found.log, found.calendar), 1, 2)
+    with pytest.raises(ValueError, match=f"row 4, column 'date': {expected} .*, got 1"):
+        of((found.log, found.calendar), 51, 52, 1)
+    year = of(None, 0, *range(3, 53))
+    with pytest.raises(ValueError, match=f"row 4, column 'date': {expected} .*, got 1"):
+        of((year.log, year.calendar), 51, 52, 1)  # a send of the log's week 1 seems to come late
+
+
+def test_numbers_of_weeks_may_lie_long_before_the_logs_last_week(shop, tmp_path):
+    """Sends that the log has, a late one of half a year, and those before a log that begins at `sends.start`."""
+    name = shop[1].population.ids[0]
+    plain = {"Customer No": name, "offer": "coffee", "channel": "app", "propensity": 0.5, "redeemed": 0,
+             "unsubscribed": 0, "bought": 0, "margin": 0}  # fmt: skip
+    changes = {"purchases": {**shop[2].purchases, "path": None}, "joined": None, "left": None}
+
+    def of(old, *weeks, **more):
+        rows = [{**plain, "date": week} for week in weeks]
+        return imported(shop, old, path=write_rows(tmp_path / "s.csv", rows), **changes, **more)
+
+    silent = of(None, 1, 2, until=60)  # nothing was sent for more than half a year
+    again = of((silent.log, silent.calendar), 1, 2)
+    assert not again.is_changed and "2 of 2 sends are in the log already: left out" in again.warnings
+    late = of((silent.log, silent.calendar), 1, 2, 34)
+    assert late.log.offer[33].any() and any("such as row 4: added" in x for x in late.warnings)
+    started = of(None, 1, 2, 40, 41, start=40)
+    longer = of((started.log, started.calendar), 1, 2, 40, 41, 70, start=40)
+    assert longer.log.weeks == 31 and "2 of 5 sends lie before the log's first week: left out" in longer.warnings
+
+
+def test_late_sends_to_customers_whom_the_log_does_not_have_then_are_counted(shop, tmp_path):
+    """The table has the customer from the second import on: the sends of the log's weeks have no place in it."""
+    rows = rows_of(shop[0], "sends")
+    found = imported(shop)
+    k = found.log.ids.index(rows[0]["Customer No"])
+    of_customer = [row for row in rows if row["Customer No"] == rows[0]["Customer No"]]
+    second = sorted(row["date"] for row in of_customer)[1]
+    first = found.log.first.copy()
+    first[k] = (dt.date.fromisoformat(second) - dt.date(2026, 1, 5)).days // 7
+    path = tmp_path / "log.parquet"
+    send_log.write(path, replace(found.log, first=first), found.calendar, *names_of(shop[1]))
+    later = imported(shop, send_log.read(path, *names_of(shop[1])))
+    n = len(rows)
+    assert f"1 of {n:,} sends lie in weeks in which the customer is not in the log: left out" in later.warnings
+    assert f"{n - 1:,} of {n:,} sends are in the log already: left out" in later.warnings
+    assert not any("added" in x for x in later.warnings)
 
 
 def test_the_first_row_that_repeats_a_cell():

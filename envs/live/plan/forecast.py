@@ -17,7 +17,8 @@ from envs.offers.world.catalogue import Catalogue
 from rlcore.offline.file_columns import arrow
 from rlcore.offline.parquet_files import read_parquet
 
-# a log that has none of so many forecast redemptions was not told of them: by chance that has odds of exp(−15)
+# a log that has none of so many forecast redemptions was not told of them: by chance that has odds of exp(−15); of
+# fewer, twice or half as many as forecast is chance too
 UNTOLD = 15.0
 USUAL = (0.5, 2.0)  # redemptions / forecast; beyond it the data is likelier to be wrong than the policy
 
@@ -52,7 +53,7 @@ class Tally(NamedTuple):
         face, message = catalogue.value.numpy()[offer], catalogue.cost.numpy()[channel]
         chance = np.where(face > 0, (spend - message) / np.maximum(face, 1e-12), 0.0) / factor[action]
         self.forecast[:] += np.bincount(action, chance, pairs)
-        self.redeemed[:] += np.bincount(action, redeemed, pairs)
+        self.redeemed[:] += np.bincount(action, redeemed * (face > 0), pairs)  # of face value 0 none is forecast
 
     def factor(self, redemptions: float | None, common: float) -> np.ndarray:
         """Return (redeemed + w·f) / (forecast + w), [P], where f = (Σ redeemed + v) / (Σ forecast + v).
@@ -68,6 +69,18 @@ class Tally(NamedTuple):
     def of_all(self, common: float) -> float:
         """Return (Σ redeemed + v) / (Σ forecast + v), where v is `common`."""
         return float((self.redeemed.sum() + common) / (self.forecast.sum() + common))
+
+    def unusual(self) -> list[str]:
+        """Warn where redemptions are less than half or more than twice the forecast, and one of both is not a few."""
+        redeemed, forecast = float(self.redeemed.sum()), float(self.forecast.sum())
+        if max(redeemed, forecast) <= UNTOLD or USUAL[0] * forecast <= redeemed <= USUAL[1] * forecast:
+            return []
+        ratio = redeemed / max(forecast, 1e-12)
+        return [
+            f"past plans were redeemed {ratio:.2g} times as often as forecast ({redeemed:,.0f} of "
+            f"{forecast:,.0f}), which corrects the forecast: see that the log has all redemptions of these offers and "
+            "no others (forecast.redemptions=null: no correction)"
+        ]
 
     def plus(self, other: Tally) -> Tally:
         """Return the sum of two tallies."""
@@ -87,11 +100,12 @@ def corrections(
     """Compare, by offer and channel, the redemptions of past plans (as the log has them) with the forecast ones.
 
     A plan counts once its offers have ended and `reported_after` weeks have passed, until which redemptions are still
-    reported. A plan or pair of whose redemptions the log was not told (`UNTOLD`) is left out, with a warning. Plans of
-    another package than that of `version` say nothing about its forecasts, and are left out. `Tally.factor` reads
-    `redemptions` and `common`. Forecasts are those of the policy, before the corrections of their time. A send counts
-    where the log has the planned offer through the planned channel. Only sends of the arm `rl` count: the policy sends
-    most where the forecast is too low for what a send is worth, so its sends cost more than those of other arms.
+    reported. A plan or pair of whose redemptions the log was not told (`UNTOLD`) is left out, with a warning, and so
+    are all plans together. Plans of another package than that of `version` say nothing about its forecasts, and are
+    left out. `Tally.factor` reads `redemptions` and `common`. Forecasts are those of the policy, before the corrections
+    of their time. A send counts where the log has the planned offer through the planned channel. Only sends of the arm
+    `rl` count: the policy sends most where the forecast is too low for what a send is worth, so its sends cost more
+    than those of other arms.
     """
     tally = Tally.none(catalogue)
     weeks, others, warnings = 0, 0, []
@@ -111,6 +125,10 @@ def corrections(
             continue
         weeks += 1
         tally = tally.plus(of_week)
+    forecast = tally.forecast.sum()
+    if forecast > UNTOLD and not tally.redeemed.any():
+        warnings.append(f"the log has no redemption of {weeks:,} past plans, which forecast {forecast:,.0f}")
+        tally, weeks = Tally.none(catalogue), 0
     for k in np.flatnonzero((tally.forecast > UNTOLD) & (tally.redeemed == 0)).tolist():
         name = pair_name(catalogue, k)
         warnings.append(f"the log has no redemption of {name}, of which past plans forecast {tally.forecast[k]:,.0f}")
@@ -118,12 +136,7 @@ def corrections(
     warnings = [f"{x}: they do not correct the forecast; see that the export of sends has them" for x in warnings]
     if others and not weeks:
         warnings.append(f"{others:,} past plans are of other packages than this one: none corrects its forecast")
-    of_all = tally.of_all(common)
-    if not USUAL[0] <= of_all <= USUAL[1]:
-        warnings.append(
-            f"past plans were redeemed {of_all:.2g} times as often as forecast, which corrects the forecast: see "
-            "that the log has all redemptions of these offers and no others (forecast.redemptions=null: no correction)"
-        )
+    warnings += tally.unusual()
     return Forecast(tally.factor(redemptions, common), tally.redeemed, tally.forecast, weeks, tuple(warnings))
 
 

@@ -341,11 +341,53 @@ def test_redemptions_that_nobody_reported_do_not_correct_and_few_are_warned_of(t
     assert found.weeks == 1 and found.redeemed.sum() == 2 and found.forecast.sum() > 15
     *untold, few = found.warnings
     assert untold[0].startswith("the log has no redemption of week 1's plan, which forecast ")
-    ratio = (2 + 4.0) / (found.forecast.sum() + 4.0)
-    assert few.startswith(f"past plans were redeemed {ratio:.2g} times as often as forecast")
+    ratio = 2 / found.forecast.sum()
+    assert few.startswith(f"past plans were redeemed {ratio:.2g} times as often as forecast (2 of ")
     (tmp_path / "week=2.csv").unlink()
     nothing = corrections(tmp_path, past, CATALOGUE, "stand-in", redemptions=10.0, common=4.0, reported_after=1)
     assert nothing.weeks == 0 and (nothing.factor == 1).all() and len(nothing.warnings) == 1
+
+
+def test_plans_of_few_forecast_redemptions_each_correct_nothing_if_none_of_all_was_reported(tmp_path):
+    """Each plan forecasts less than the 15 of which none may be missing, and no pair more over all plans."""
+    cells = {"offer": {}, "channel": {}}
+    ids = [f"K{100000 + k}" for k in range(60)]
+    for week in range(1, 5):
+        path = tmp_path / f"week={week}.parquet"
+        made = planned(path, n=60, money=12.0, past=PastWeeks.none(60, week), ids=ids)
+        made.write()
+        sent, action = made.plan.sent.tolist(), made.plan.action
+        cells["offer"] |= {(week, k): CATALOGUE.action_codec.offer_of(int(action[k])) for k in sent}
+        cells["channel"] |= {(week, k): CATALOGUE.action_codec.channel_of(int(action[k])) for k in sent}
+    policys = [k for k in sent if made.plan.arm[k] == RL]
+
+    def of(redeemed):
+        path = log_of(tmp_path, ids, weeks=9, **cells, redeemed={(4, k): True for k in redeemed})
+        past = PastWeeks.read(str(path), ids, None, CATALOGUE)
+        return corrections(tmp_path, past, CATALOGUE, "stand-in", redemptions=10.0, common=4.0, reported_after=0)
+
+    told = of(policys[:1])
+    assert told.weeks == 4 and 15 < told.forecast.sum() < 4 * 15 and told.forecast.max() < 15
+    (few,) = told.warnings
+    assert few.startswith(f"past plans were redeemed {1 / told.forecast.sum():.2g} times as often as forecast (1 of ")
+    untold = of([])
+    assert untold.weeks == 0 and (untold.factor == 1).all()
+    (said,) = untold.warnings
+    assert said.startswith(
+        f"the log has no redemption of 4 past plans, which forecast {told.forecast.sum():,.0f}: they"
+    )
+
+
+def test_a_warning_judges_redemptions_per_forecast_one_and_not_the_factor_that_stays_near_one():
+    """The factor of all pairs is within 0.5 and 2 in each case: 33/45, 85/55 and 40/40 with v = 25."""
+    for redeemed, forecast, ratio in ((8, 20, "0.4"), (70, 30, "2.3"), (16, 7, "2.3"), (20, 25, None), (7, 3, None)):
+        tally = Tally.none(CATALOGUE)
+        tally.redeemed[1], tally.forecast[1] = redeemed, forecast
+        assert 0.5 <= tally.of_all(25.0) <= 2
+        said = [
+            f"past plans were redeemed {ratio} times as often as forecast ({redeemed} of {forecast}), which corrects"
+        ]
+        assert [x.split(" the forecast:")[0] for x in tally.unusual()] == (said if ratio else [])
 
 
 def test_a_pair_of_which_nothing_was_reported_has_the_factor_of_all_pairs(tmp_path):
@@ -377,6 +419,13 @@ def test_the_factor_of_a_pair_goes_from_that_of_all_pairs_to_its_own():
     of_all = (12 * 1.4 + 25) / (12 + 25)  # 17 redemptions in all say something of all pairs, and little of each
     assert factor == pytest.approx([of_all] * 12, abs=0.004) and factor[0] < factor[-1]
     assert many.factor(200.0, 25.0) == pytest.approx([1.2] * 6 + [1.6] * 6, rel=1e-6)
+
+
+def test_redemptions_of_an_offer_of_face_value_0_which_has_no_forecast_do_not_count():
+    tally = Tally.none(replace(CATALOGUE, value=torch.tensor([0.0, 0.0, *CATALOGUE.value[2:].tolist()])))
+    action, yes = np.array([3, 3, 6]), np.ones(3, dtype=bool)  # two sends of the first offer, one of the second
+    tally.add(action, CATALOGUE.cost[0].item() + np.array([0.0, 0.0, CATALOGUE.value[2].item() / 4]), np.ones(12), yes)
+    assert tally.redeemed.sum() == tally.redeemed[6] == 1 and tally.forecast.sum() == pytest.approx(0.25)
 
 
 def test_a_corrected_forecast_moves_the_price_until_the_corrected_spend_meets_the_money():

@@ -13,17 +13,18 @@ from envs.offers.logs.send_reader import Table
 HALF_A_YEAR = 26  # weeks
 
 
-def changed_ids(known: Sequence[str], given: Sequence[str]) -> list[str]:
-    """Warn of customers of a log, `known`, whom a customer table lacks.
+def changed_ids(log: CustomerWeeks, given: Sequence[str]) -> list[str]:
+    """Warn of customers who are in a log in some week, and whom a customer table lacks.
 
     Raises ValueError where the table has one of them under an id that spreadsheets make of the other: 17 of 00017.
-    Under another text the customer would be a new one, whose contacts and opt-out nobody knows.
+    Under another text the customer would be a new one, whose contacts and opt-out nobody knows. Ids that differ in case
+    alone may be two customers.
     """
 
     def plain(name: str) -> str:
-        return name.strip().casefold().removesuffix(".0").lstrip("0")
+        return name.strip().removesuffix(".0").lstrip("0")
 
-    logged = set(known)
+    logged = {name for name, first, last in zip(log.ids, log.first, log.last) if first <= last}
     new = {plain(name): name for name in given if name not in logged}
     lacking = sorted(logged.difference(given))
     for name in lacking:

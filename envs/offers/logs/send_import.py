@@ -149,7 +149,7 @@ class Sends:
 
         known = dict.fromkeys(old[0].ids) if old else {}
         if old:
-            self.warnings += changed_ids([x for x, last in zip(old[0].ids, old[0].last) if last >= 0], given.ids)
+            self.warnings += changed_ids(old[0], given.ids)
         ids = (*known, *(x for x in given.ids if x not in known))
         log = old[0].extended(ids, weeks) if old else CustomerWeeks.empty(ids, weeks)
         index = {name: k for k, name in enumerate(ids)}

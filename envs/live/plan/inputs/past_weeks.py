@@ -52,7 +52,7 @@ class PastWeeks:
                 f"{path}: knows none of the customers: ids in the log are such as '{log.ids[0]}', in the table such as "
                 f"'{ids[0]}'"
             )
-        changed_ids(log.ids, ids)
+        changed_ids(log, ids)
         return cls(log, calendar, row, week)
 
     def of(self, rows: np.ndarray) -> PastWeeks:

@@ -273,6 +273,16 @@ def test_a_log_that_does_not_fit_is_one_line(tmp_path, ids, week, message):
         PastWeeks.read(str(path), ids, week, CATALOGUE)
 
 
+def test_an_id_of_another_text_stops_a_plan_only_if_its_customer_was_in_the_log(tmp_path):
+    log = CustomerWeeks.empty(("K1", "00017", "k2"), 5)
+    log.last[:] = (4, -1, 4)  # 00017 was in a customer table of the time, and never in the log
+    path = tmp_path / "log.parquet"
+    send_log.write(path, log, Calendar(True, 20_458, 20_490, None, 1.0, 0.0), *names())
+    assert PastWeeks.read(str(path), ["K1", "17", "K2"], None, CATALOGUE).row.tolist() == [0, -1, -1]
+    with pytest.raises(ValueError, match="expected the log's customer 'k2', got 'k2.0': ids must keep their text"):
+        PastWeeks.read(str(path), ["K1", "17", "k2.0"], None, CATALOGUE)
+
+
 def test_an_older_week_reads_only_what_came_before_it(tmp_path):
     path = log_of(tmp_path, ["K1"], offer={(4, 0): 1, (3, 0): 2})
     past = PastWeeks.read(str(path), ["K1"], 4, CATALOGUE)

@@ -46,20 +46,21 @@ def assigned_weeks(
         if rule not in ARMS:
             raise ValueError(f"rules: expected two of {', '.join(ARMS)}, got '{rule}'")
     check_purchases(log, calendar)
-    arm, lot, unknown = planned_arms(log, Path(folder))
+    planned = planned_arms(log, Path(folder))
+    arm = planned.given
     if not (arm >= 0).any():
         raise ValueError(f"{folder}: expected plans of weeks and customers that are in the log, got none")
     number = [ARMS.index(rule) for rule in rules]
     has_both = np.array([all((week == k).sum() > 1 for k in number) for week in arm])
     arm[:, had_left(log, arm, has_both)] = -1
-    moved = changes(arm[has_both]) | changes(lot[has_both])
+    moved = planned.moved(has_both)
     is_in_test = np.isin(arm[has_both], number).any(0)
     arm[:, moved] = -1
     notes = [left_of(rule, (arm[has_both] == k).any(0), log) for rule, k in zip(rules, number)]
     if (moved & is_in_test).any():
         notes.append(f"{int((moved & is_in_test).sum()):,} customers are of two arms in these plans: left out")
-    if unknown:
-        notes.append(f"{unknown:,} customers of the plans are in no week of the log: left out")
+    if planned.unknown:
+        notes.append(f"{planned.unknown:,} customers of the plans are in no week of the log: left out")
     decisions = decisions_of(log, calendar, catalogue, arm)
     return AssignedWeeks(decisions, margin_before(log, arm)[decisions.unit], notes)
 
@@ -102,13 +103,31 @@ def left_of(rule: str, in_arm: np.ndarray, log: CustomerWeeks) -> str:
     return f"{rule}: {left:,} of {int(in_arm.sum()):,} customers left, and bring 0 from then on"
 
 
-def planned_arms(log: CustomerWeeks, folder: Path) -> tuple[np.ndarray, np.ndarray, int]:
-    """Return each customer's arm in the weeks that have a plan, and the arm by its lot alone, int8 [W, N] each.
+class PlannedArms(NamedTuple):
+    """The customers' arms in the W weeks of a log; −1: no plan of the week."""
 
-    −1: no plan of the week; in the first array also: none of the customer so far, or the customer was not in the log
-    yet. A customer whom a plan lacks after an earlier one, having left, is in the arm that the plan would have drawn.
-    The lot's arm is everybody's, and none is held out by contact rules in it. The last result is how many customers of
-    the plans the log lacks.
+    given: np.ndarray  #: int8 [W, N]; −1 also: none of the customer so far, or the customer was not in the log yet
+    by_lot: np.ndarray  #: everybody's by the lot alone, where contact rules hold nobody out, int8 [W, N]
+    follows_lots: np.ndarray  #: whether the plan's arms are those of its shares' lots, bool [W]; True without a plan
+    unknown: int  #: customers of the plans whom the log lacks
+
+    def moved(self, weeks: np.ndarray) -> np.ndarray:
+        """Tell whose arm differs between some weeks, bool [W], or would, had the customer been there: bool [N].
+
+        Where arms moved, and some don't follow the lots, which arm a later customer would have had is not known: all
+        who have none in the first of these weeks count as moved.
+        """
+        moved = changes(self.given[weeks]) | changes(self.by_lot[weeks])
+        if moved.any() and not self.follows_lots[weeks].all():
+            moved |= self.given[weeks][0] < 0
+        return moved
+
+
+def planned_arms(log: CustomerWeeks, folder: Path) -> PlannedArms:
+    """Return each customer's arm in the weeks that have a plan.
+
+    A customer whom a plan lacks after an earlier one, having left, is in the arm that the plan would have drawn; where
+    the plan's arms are not those of its shares' lots, as of a program with other lots, the customer keeps the last arm.
     """
     paths = {read_facts(path)["week"]: path for path in plans_in(folder)}
     if not paths:
@@ -116,6 +135,7 @@ def planned_arms(log: CustomerWeeks, folder: Path) -> tuple[np.ndarray, np.ndarr
     place = {name: k for k, name in enumerate(log.ids)}
     arm = np.full((log.weeks, len(log.ids)), -1, dtype=np.int8)
     lot = arm.copy()
+    follows_lots = np.ones(log.weeks, dtype=bool)
     nobody = np.zeros(len(log.ids), dtype=bool)
     latest = np.full(len(log.ids), -1, dtype=np.int8)
     unknown: set[str] = set()
@@ -125,12 +145,15 @@ def planned_arms(log: CustomerWeeks, folder: Path) -> tuple[np.ndarray, np.ndarr
         unknown.update(x for x in ids if x not in place)
         row = np.array([place.get(x, -1) for x in ids], dtype=np.int64)
         given = np.array([ARMS.index(x) for x in names], dtype=np.int8)
+        latest[row[row >= 0]] = given[row >= 0]
         arms = Arms(*read_facts(paths[week])["shares"])
         lot[week] = arms.of(log.ids, nobody)
-        latest = np.where(latest >= 0, arms.of(log.ids, latest == HOLDOUT).astype(np.int8), -1)
-        latest[row[row >= 0]] = given[row >= 0]
+        drawn = arms.of(log.ids, latest == HOLDOUT).astype(np.int8)
+        follows_lots[week] = (drawn == latest)[row[row >= 0]].all()
+        if follows_lots[week]:
+            latest = np.where(latest >= 0, drawn, -1)
         arm[week] = np.where(log.first <= week, latest, -1)
-    return arm, lot, len(unknown)
+    return PlannedArms(arm, lot, follows_lots, len(unknown))
 
 
 def decisions_of(log: CustomerWeeks, calendar: Calendar, catalogue: Catalogue, arm: np.ndarray) -> LoggedDataset:

@@ -133,11 +133,13 @@ def summarize_setting(setting: Setting, level: float, resamples: int, seed: int)
 
 def means_beside(setting: Setting) -> dict[str, float]:
     """Return the mean of each other policy over the seeds of the setting's own mean; NaN where a seed lacks it."""
-    found = {}
-    for name in setting.jobs[0].beside:
-        values = values_by_seed(setting, lambda job, name=name: job.beside[name])
-        found[name] = sum(values.values()) / len(values) if values else math.nan
-    return found
+    return {name: mean_beside(setting, name) for name in setting.jobs[0].beside}
+
+
+def mean_beside(setting: Setting, name: str) -> float:
+    """Return another policy's mean over the seeds of the setting's own mean."""
+    values = values_by_seed(setting, lambda job: job.beside[name])
+    return sum(values.values()) / len(values) if values else math.nan
 
 
 def interquartile_mean(values: Tensor) -> Tensor:

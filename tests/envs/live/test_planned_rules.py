@@ -143,6 +143,46 @@ def test_a_share_that_changes_gives_new_customers_no_other_arms_than_old_ones(tm
     assert low < 0 < high
 
 
+OTHER_LOTS = Arms(99, 0.05, 0.01, 0.5)  # stand for those of a program that draws arms otherwise
+
+
+def test_who_left_keeps_the_arm_where_plans_follow_other_lots_than_their_shares(tmp_path):
+    ids = [f"K{k}" for k in range(400)]
+    made = log(ids, 4)
+    arm = OTHER_LOTS.of(ids, np.zeros(400, dtype=bool))
+    leavers = np.arange(400) % 3 == 0
+    for k in np.flatnonzero(leavers):
+        leave(made, k, 0)
+    for week in range(4):
+        write_plan(tmp_path, week, {ids[k]: int(arm[k]) for k in np.flatnonzero(made.is_present(week))})
+    found = assigned_weeks(made, CALENDAR, CATALOGUE, ["rl", "bau"], tmp_path)
+    assert not any("of two arms" in note for note in found.notes)
+    rows = compare_rules(found.decisions, ["rl", "bau"], 0.95).rows
+    for rule, k in (("rl", RL), ("bau", BAU)):
+        assert rows[rule]["units"] == (arm == k).sum()
+        assert rows[rule]["profit"] == pytest.approx(1.25 * (1 + 3 * (1 - leavers[arm == k].mean())) / 4)
+
+
+def test_customers_who_came_after_all_lots_were_drawn_anew_are_left_out(tmp_path):
+    """New customers, who bring half as much, would be an eighth of bau, and old ones who kept the arm a fiftieth."""
+    ids = [f"K{k}" for k in range(3000)]
+    made = log(ids, 4)
+    is_new = np.arange(3000) >= 1500
+    made.first[is_new], made.margin[:, is_new] = 2, 0.5
+    made.bought[:2, is_new], made.margin[:2, is_new] = False, 0.0
+    nobody = np.zeros(3000, dtype=bool)
+    eighth = Arms(3, 0.05, 0.01, 0.125)
+    other, own = (shares.of(ids, nobody) for shares in (Arms(99, 0.05, 0.01, 0.125), eighth))
+    for week, arm in enumerate((other, other, own, own)):
+        write_plan(tmp_path, week, {ids[k]: int(arm[k]) for k in np.flatnonzero(made.is_present(week))}, eighth)
+    found = assigned_weeks(made, CALENDAR, CATALOGUE, ["rl", "bau"], tmp_path)
+    counted = np.zeros(3000, dtype=bool)
+    counted[found.decisions.unit.numpy()] = True
+    assert (counted == (~is_new & (other == own))).all()
+    row = compare_rules(found.decisions, ["rl", "bau"], 0.95).rows["rl less bau"]
+    assert row["profit"] == pytest.approx(0, abs=1e-12)
+
+
 def test_purchases_that_are_known_of_sends_alone_compare_no_arms(tmp_path):
     made = log("wxyz", 4)
     made.bought[:] = False

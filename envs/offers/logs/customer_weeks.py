@@ -198,10 +198,15 @@ def put_sends(log: CustomerWeeks, rows: Rows) -> None:
     log.offer[at] = chosen.offer
     log.channel[at] = chosen.channel
     log.propensity[at] = chosen.propensity
+    put_silence(log, rows)
+    put_outcomes(log, after_the_decision(log, rows))
+
+
+def put_silence(log: CustomerWeeks, rows: Rows) -> None:
+    """Give cells without a send the propensities that rows have of sending nothing."""
     unsent = np.flatnonzero((rows.offer == 0) & ~np.isnan(rows.propensity))
     unsent = unsent[log.offer[rows.week[unsent], rows.customer[unsent]] == 0]
     log.propensity[rows.week[unsent], rows.customer[unsent]] = rows.propensity[unsent]
-    put_outcomes(log, after_the_decision(log, rows))
 
 
 def after_the_decision(log: CustomerWeeks, rows: Rows) -> Rows:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from envs.offers.logs.customer_weeks import DRAWN, CustomerWeeks
+from envs.offers.logs.customer_weeks import DRAWN, CustomerWeeks, Rows, put_silence
 
 
 @dataclass(frozen=True)
@@ -67,13 +67,17 @@ def put_planned(log: CustomerWeeks, planned: PlannedWeek) -> str:
     )
 
 
-def put_unplanned(log: CustomerWeeks, week: int) -> str:
+def put_unplanned(log: CustomerWeeks, week: int, was_silent: bool, listed: Rows) -> str:
     """Say what is known of a week after the first planned one that has no plan; return a sentence for a warning.
 
     Where nothing was sent to anybody, no decision was drawn: the propensity of nothing is 1. Where something was sent,
-    nobody knows who could have got it: decisions without a propensity keep none.
+    nobody knows who could have got it: decisions without a propensity keep none. Where an older log had no send of the
+    week (`was_silent`), and now it has one, nothing is certain no more, but for what rows of the file, `listed`, say.
     """
     if (log.offer[week] > 0).any():
+        if was_silent:
+            log.propensity[week, (log.offer[week] == 0) & (log.propensity[week] == 1)] = np.nan
+            put_silence(log, listed.take(np.flatnonzero(listed.week == week)))
         return f"week {week} has sends and no plan: its decisions have only the propensities that the sends' file gives"
     log.propensity[week, log.is_present(week) & np.isnan(log.propensity[week])] = 1.0
     return f"week {week} has no plan and no send: the propensity of nothing is 1, where the sends' file gives none"

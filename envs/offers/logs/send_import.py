@@ -14,6 +14,7 @@ from envs.offers.logs.customer_weeks import (
     buy_what_was_redeemed,
     drop_returns_alone,
     has_no_send,
+    is_in_log,
     move_opt_outs,
     put_later_outcomes,
     put_purchases,
@@ -151,7 +152,7 @@ class Sends:
         if old:
             self.warnings += changed_ids(old[0], given.ids)
         ids = (*known, *(x for x in given.ids if x not in known))
-        log = old[0].extended(ids, weeks) if old else CustomerWeeks.empty(ids, weeks)
+        before = old[0].extended(ids, weeks) if old else CustomerWeeks.empty(ids, weeks)
         index = {name: k for k, name in enumerate(ids)}
         customer = self._customers(self.sends, index)
         rows = to_rows(self.sends, customer, calendar.week_of(moment), env.world.catalogue)
@@ -164,7 +165,7 @@ class Sends:
             for key, name in (("joined", self.joined), ("left", self.left))
         )
         log = staying(
-            log,
+            before.extended(ids, weeks),
             old[0].weeks if old else 0,
             rows.take(kept),
             joined,
@@ -187,17 +188,17 @@ class Sends:
                 f"{int(late.sum()):,} sends of weeks that the log has were not in it, such as row {late.argmax() + 2}: "
                 "added"
             )
-        added = np.flatnonzero(late)
+        added = np.flatnonzero(late | (~is_new & is_in_log(log, rows) & ~is_in_log(before, rows)))
         put_sends(log, rows.take(added[np.argsort(moment[added], kind="stable")]))
         put_sends(log, rows.take(kept))
         put_later_outcomes(log, rows.take(np.flatnonzero(~is_new & (customer >= 0) & (rows.week >= 0))))
         purchases_to = calendar.purchases_to
         if self.purchases is not None and bought_at is not None:
-            purchases_to = self._put_purchases(log, self.purchases, bought_at, index, calendar)
+            purchases_to = self._put_purchases(log, before, self.purchases, bought_at, index, calendar)
         self._move_opt_outs(log)
         self._complete_purchases(log)
         first_new = max(old[0].weeks - 1, 0) if old else 0  # the older log's last week may have been cut off
-        planned, said = put_propensities(log, plans, range(first_new, weeks), rows.take(kept), kept, self.of_the_file)
+        planned, said = put_propensities(log, before, plans, range(first_new, weeks), rows, kept, self.of_the_file)
         self.warnings += said
         if purchases_to is not None and int(calendar.week_of(np.array(purchases_to))) < weeks - 1:
             self.warnings.append(
@@ -205,7 +206,7 @@ class Sends:
                 "after it count as weeks in which nobody bought"
             )
         calendar = replace(calendar, sends_to=sends_to, purchases_to=purchases_to)
-        is_changed = old is None or calendar != old[1] or not old[0].extended(ids, weeks).has_equal_cells(log)
+        is_changed = old is None or calendar != old[1] or not before.has_equal_cells(log)
         return Imported(log, calendar, self.warnings, planned, is_changed)
 
     # ── time ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -263,24 +264,28 @@ class Sends:
     def _put_purchases(
         self,
         log: CustomerWeeks,
+        before: CustomerWeeks,
         table: Table,
         moment: np.ndarray,
         index: dict[str, int],
         calendar: Calendar,
     ) -> int:
-        """Add the purchases that are new and lie in a customer's weeks; return the last one's moment."""
+        """Add the purchases that are new and lie in a customer's weeks; return the last one's moment.
+
+        New are those after the last one of the log `before`, and those of a week in which it did not have the customer.
+        """
         newest = calendar.start - 1 if calendar.purchases_to is None else calendar.purchases_to
         week = calendar.week_of(moment)
         customer = self._customers(table, index)
-        someone = customer.clip(0, None)
+        rows = Rows.of_purchases(customer, week, table.columns["margin"])
+        is_there = is_in_log(log, rows)
+        is_new = (moment > newest) | (is_there & ~is_in_log(before, rows))
         self._count(moment < calendar.start, "purchases", "lie before the log's first week")
-        self._count((moment >= calendar.start) & (moment <= newest), "purchases", "are in the log already")
+        self._count((moment >= calendar.start) & ~is_new, "purchases", "are in the log already")
         self._count(week >= log.weeks, "purchases", "lie after the week of the last send")
-        fits = (moment > newest) & (week < log.weeks) & (customer >= 0)
-        absent = fits & ((week < log.first[someone]) | (week > log.last[someone]))
+        absent = is_new & (week < log.weeks) & (customer >= 0) & ~is_there
         self._count(absent, "purchases", "lie in weeks in which the customer is not in the log")
-        kept = np.flatnonzero(fits & ~absent)
-        put_purchases(log, Rows.of_purchases(customer[kept], week[kept], table.columns["margin"][kept]))
+        put_purchases(log, rows.take(np.flatnonzero(is_new & is_there)))
         taken = moment[week < log.weeks]
         return max(newest, int(taken.max()) if len(taken) else newest)
 

@@ -12,7 +12,7 @@ from hydra.utils import instantiate
 
 from configs import composed
 from envs.live.planned_weeks import planned_weeks
-from envs.offers.logs.customer_weeks import ARMS, CustomerWeeks
+from envs.offers.logs.customer_weeks import ARMS, CustomerWeeks, Rows
 from envs.offers.logs.planned_weeks import PlannedWeek, put_planned, put_unplanned
 from rlcore.offline.logged_dataset import LoggedDataset
 
@@ -26,6 +26,7 @@ PLAN = PlannedWeek(
     propensity=np.arange(1, 9) / 10,
     arm=np.array([ARMS.index("rl")] * 7 + [ARMS.index("random")]),
 )
+NO_ROWS = Rows.of_purchases(*(np.empty(0, dtype) for dtype in (np.int64, np.int64, float)))
 
 
 def log():
@@ -118,7 +119,7 @@ def test_nothing_was_certain_in_a_week_without_plan_and_send():
     made = log()
     made.propensity[:] = np.nan
     made.propensity[2, 0] = 0.6  # of the file
-    assert put_unplanned(made, 2) == (
+    assert put_unplanned(made, 2, True, NO_ROWS) == (
         "week 2 has no plan and no send: the propensity of nothing is 1, where the sends' file gives none"
     )
     np.testing.assert_array_equal(made.propensity[2], [0.6, 1, 1, 1, 1, 1, 1, np.nan])
@@ -129,7 +130,9 @@ def test_the_propensities_of_a_week_with_sends_and_without_a_plan_stay_as_the_fi
     made = log()
     made.propensity[1] = [0.2, *[np.nan] * 7]
     before = made.propensity.copy()
-    assert put_unplanned(made, 1).startswith("week 1 has sends and no plan: its decisions have only the propensities")
+    assert put_unplanned(made, 1, False, NO_ROWS).startswith(
+        "week 1 has sends and no plan: its decisions have only the propensities"
+    )
     np.testing.assert_array_equal(made.propensity, before)
 
 

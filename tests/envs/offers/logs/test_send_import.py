@@ -455,6 +455,86 @@ def test_a_send_that_an_older_export_lacked_is_added(shop, tmp_path):
     assert not again.is_changed and not [x for x in again.warnings if "added" in x]
 
 
+def monday_of(week):
+    """The first day of a week of the shop's log, as in its files."""
+    return str(dt.date(2026, 1, 5) + dt.timedelta(weeks=week))
+
+
+@pytest.mark.parametrize("is_cut_off", [False, True])
+def test_a_late_send_in_a_week_without_a_plan_leaves_nobody_certain(shop, tmp_path, is_cut_off):
+    """The log had no send of the week, so that nothing was certain; or its last week went on after the export."""
+    folder, env, sends = shop
+    rows, log = rows_of(folder, "sends"), imported(shop).log
+    last = log.weeks - 1
+    week, planned = (last, last - 1) if is_cut_off else (last - 1, last - 2)
+    offer, channel = (log.cells((name,))[name][planned].astype(np.int64) for name in ("offer", "channel"))
+    chance = np.full(len(log.ids), 0.25)
+    plan = PlannedWeek("week.parquet", planned, list(log.ids), offer, channel, chance, rl_arm(log.ids))
+    silent = {row["Customer No"] for row in rows if row["date"] == monday_of(week)}
+    barred = next(x for x in log.ids if x not in silent and log.is_present(week)[log.ids.index(x)])
+    listed = {**rows[0], "Customer No": barred, "date": monday_of(week), "offer": "", "channel": "", "propensity": 1,
+              "redeemed": 0, "unsubscribed": 0}  # fmt: skip
+    rows = [row | {"date": str(dt.date.fromisoformat(row["date"]) + dt.timedelta(days=1))} for row in [*rows, listed]]
+    before = [row for row in rows if row["date"][:10] < monday_of(week) or row["date"] > monday_of(week + 1)]
+    until = monday_of(week) if is_cut_off else None
+    changes = {"path": write_rows(tmp_path / "early.csv", before), "until": until}
+    early = instantiate(sends, **changes)(env, None, iter([plan]))
+    there = early.log.is_present(week)
+    assert early.log.weeks == log.weeks and (early.log.propensity[week, there] == 1).all()
+    path = write_rows(tmp_path / "all.csv", rows)
+    later = instantiate(sends, path=path)(env, (early.log, early.calendar), iter([plan]))
+    whole = instantiate(sends, path=path)(env, None, iter([plan]))
+    assert later.log.has_equal_cells(whole.log)
+    nothing = there & (later.log.offer[week] == 0)
+    assert nothing.sum() > 9 and np.isnan(later.log.propensity[week, nothing]).sum() == nothing.sum() - 1
+    assert later.log.propensity[week, log.ids.index(barred)] == 1  # the file says so
+    said = f"week {week} has sends and no plan: its decisions have only the propensities that the sends' file gives"
+    assert [x for x in later.warnings if f"week {week} " in x] == [said]
+    again = instantiate(sends, path=path)(env, (later.log, later.calendar), iter([plan]))
+    assert not again.is_changed and (is_cut_off or said not in again.warnings)
+
+
+@pytest.mark.parametrize("has_plans", [False, True])
+def test_who_comes_back_into_the_log_has_the_purchases_of_the_weeks_between(shop, tmp_path, monkeypatch, has_plans):
+    """By the table of the first import some had left after week 3, by that of the second nobody of them had."""
+    folder, env, sends = shop
+    whole_log = imported(shop).log
+    away = [
+        name
+        for k, name in enumerate(whole_log.ids)
+        if whole_log.first[k] == 0 and whole_log.last[k] == whole_log.weeks - 1 and whole_log.bought[4:7, k].any()
+    ][:20]
+    assert len(away) == 20
+    rows = [row for row in rows_of(folder, "sends") if row["Customer No"] not in away or row["date"] < monday_of(4)]
+    bought = rows_of(folder, "purchases")
+    given = env.population.given
+    left = given.dates["Left"].copy()
+    left[[given.ids.index(name) for name in away]] = np.datetime64(monday_of(3))
+    plans = []
+    if has_plans:
+        offer, channel = (whole_log.cells((name,))[name][2].astype(np.int64) for name in ("offer", "channel"))
+        chance, ids = np.full(len(offer), 0.25), whole_log.ids
+        plans = [PlannedWeek("week=2.parquet", 2, list(ids), offer, channel, chance, rl_arm(ids))]
+
+    def of(end, old):
+        files = {
+            name: write_rows(tmp_path / f"{name}.csv", [row for row in found if row["date"] < end], found[0])
+            for name, found in (("s", rows), ("p", bought))
+        }
+        changes = {"path": files["s"], "purchases": {**sends.purchases, "path": files["p"]}}
+        return instantiate(sends, **changes)(env, old, iter(plans))
+
+    with monkeypatch.context() as patch:
+        patch.setitem(given.dates, "Left", left)
+        first = of(monday_of(7), None)
+    columns = [first.log.ids.index(name) for name in away]
+    assert (first.log.last[columns] == 3).all()
+    second, at_once = of("2099", (first.log, first.calendar)), of("2099", None)
+    assert second.log.bought[4:7, columns].any(0).all()
+    assert second.log.has_equal_cells(at_once.log)
+    assert not of("2099", (second.log, second.calendar)).is_changed
+
+
 @pytest.mark.parametrize("given", ["17", "17.0", " 00017", " K1", "K1.0"])
 def test_an_id_that_changed_its_text_is_refused_and_customers_whom_the_table_lacks_are_counted(given):
     ids = ["00017", "K1", "1001"]

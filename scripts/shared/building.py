@@ -124,7 +124,7 @@ def go_on(cfg: DictConfig, algorithm: Algorithm, state: dict) -> None:
     with fitting(cfg.resume):
         algorithm.load_state_dict(state["agent"])
     before, now = state["logger"]["step"], algorithm.steps_done
-    if algorithm.steps_per_iteration and before != now:  # 0: a twin counts its log's decisions when it begins
+    if now and before != now:  # 0: a twin counts its log's decisions when it begins
         raise ValueError(
             f"resume={cfg.resume}: its {algorithm.iteration} iterations had {before:,} steps, and would have {now:,} "
             "here: expected iterations of as many steps as there, by the same env.num_agents and algo.num_steps, or "

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import random
+import time
 
 import pytest
 import torch
@@ -59,10 +61,17 @@ def test_half_written_files_and_temporaries_are_counted(tmp_path):
 
 
 def write_carelessly(path) -> None:
-    """Write a checkpoint for ever, without the temporary file."""
-    state = {"agent": {"network": {"weight": torch.ones(1 << 22)}, "number": 1}, "config": {}, "logger": {}, "name": ""}
+    """Write a checkpoint for ever, without the temporary file, and slowly, so that most kills meet half of it."""
+    state = {"agent": {"network": {"weight": torch.ones(8)}, "number": 1}, "config": {}, "logger": {}, "name": ""}
+    whole = io.BytesIO()
+    torch.save(state, whole)
+    half = len(whole.getvalue()) // 2
     while True:
-        torch.save(state, path)
+        with path.open("wb") as file:
+            file.write(whole.getvalue()[:half])
+            file.flush()
+            time.sleep(0.1)
+            file.write(whole.getvalue()[half:])
 
 
 @pytest.mark.long

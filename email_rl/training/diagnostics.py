@@ -56,23 +56,24 @@ class UpdateMetrics:
 
     def __init__(self) -> None:
         self.totals: dict[str, Tensor] = {}
-        self.ratios: list[Tensor] = [torch.zeros(())]  # mean of each minibatch; the last is being added up
+        self.ratio_totals: list[Tensor] = []  # the total of `ratio` at the end of each minibatch
 
     def add(self, metrics: dict[str, Tensor], share: Tensor) -> None:
         """Add a micro-batch with this share of its minibatch's tokens."""
-        self.ratios[-1] = self.ratios[-1].to(share.device) + share * metrics["ratio"]
         for name, x in metrics.items():
             self.totals[name] = self.totals.get(name, 0) + share * x
 
     def end_minibatch(self, grad_norm: Tensor) -> None:
         """Add the gradient's norm of a minibatch, whose micro-batches have been added."""
         self.totals["grad_norm"] = self.totals.get("grad_norm", 0) + grad_norm
-        self.ratios.append(torch.zeros(()))
+        self.ratio_totals.append(self.totals["ratio"])
 
     def mean(self, steps: int) -> dict[str, Tensor]:
         """Return means over all minibatches, the ratio's variance, and the largest mean ratio of a minibatch."""
         metrics = distributed.mean_scalars({f"ppo/{name}": total / steps for name, total in self.totals.items()})
-        metrics["ppo/largest_mean_ratio"] = distributed.all_reduce_mean(torch.stack(self.ratios[:-1])).amax()
+        ratio_totals = distributed.all_reduce_mean(torch.stack(self.ratio_totals))
+        ratios = ratio_totals.diff(prepend=torch.zeros_like(ratio_totals[:1]))
+        metrics["ppo/largest_mean_ratio"] = ratios.amax()
         metrics["ppo/ratio_var"] = metrics.pop("ppo/ratio_square") - metrics["ppo/ratio"].square()
         return metrics
 

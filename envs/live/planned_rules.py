@@ -129,8 +129,11 @@ def planned_arms(log: CustomerWeeks, folder: Path) -> PlannedArms:
     A customer whom a plan lacks after an earlier one, having left, is in the arm that the plan would have drawn; where
     the plan's arms are not those of its shares' lots, as of a program with other lots, the customer keeps the last arm.
     """
-    paths = {read_facts(path)["week"]: path for path in plans_in(folder)}
-    if not paths:
+    plans = {}
+    for path in plans_in(folder):
+        facts = read_facts(path)
+        plans[facts["week"]] = path, Arms(*facts["shares"])
+    if not plans:
         raise ValueError(f"plans: expected a folder of plans, week=….parquet with its .csv, got {folder}")
     place = {name: k for k, name in enumerate(log.ids)}
     arm = np.full((log.weeks, len(log.ids)), -1, dtype=np.int8)
@@ -139,14 +142,14 @@ def planned_arms(log: CustomerWeeks, folder: Path) -> PlannedArms:
     nobody = np.zeros(len(log.ids), dtype=bool)
     latest = np.full(len(log.ids), -1, dtype=np.int8)
     unknown: set[str] = set()
-    for week in sorted(week for week in paths if week < log.weeks):
-        table = read_parquet(paths[week], columns=["customer", "arm"])
+    for week in sorted(week for week in plans if week < log.weeks):
+        path, arms = plans[week]
+        table = read_parquet(path, columns=["customer", "arm"])
         ids, names = table["customer"].to_pylist(), table["arm"].to_pylist()
         unknown.update(x for x in ids if x not in place)
         row = np.array([place.get(x, -1) for x in ids], dtype=np.int64)
         given = np.array([ARMS.index(x) for x in names], dtype=np.int8)
         latest[row[row >= 0]] = given[row >= 0]
-        arms = Arms(*read_facts(paths[week])["shares"])
         lot[week] = arms.of(log.ids, nobody)
         drawn = arms.of(log.ids, latest == HOLDOUT).astype(np.int8)
         follows_lots[week] = (drawn == latest)[row[row >= 0]].all()

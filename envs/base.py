@@ -228,6 +228,12 @@ class LookaheadEnv(Protocol):
     def critic_obs(self, obs: Tensor) -> Tensor:
         """Return what a critic observes, [T, N, C], beside the observations [T, N, D] of all steps."""
 
+    def as_if_in(self, state: Tensor, obs: Tensor, action_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Return observations [T, N, D] and masks [T, N, *nvec] as if agents were in the states [T, N] from 0 to S − 1.
+
+        Given are those of the steps so far. Where observations hide the state, they are returned as they are.
+        """
+
     def future_critic_obs(self, critic_obs: Tensor) -> Tensor:
         """Return what a critic would observe one step after steps 0 … T − 2 in each future, [K, T − 1, N, C]."""
 

@@ -4,8 +4,8 @@ Expected policy gradients (Ciosek and Whiteson 2018), or the mean actor-critic (
 surrogate. A LookaheadEnv (envs/base.py) gives each action's expected reward and next states, and a critic values these
 states. In training the critic may observe what the policy does not (asymmetric actor-critic: Pinto et al. 2018).
 Shapes: T steps of an episode, N agents, P = Π nvec actions of an agent (combinations of its heads), S states of an
-agent, D and C columns that policy and critic observe, B = T·N samples or a minibatch. K futures, the versions of what a
-critic may observe next: under a contact cap K = 2 (without and with a contact), because the action changes that
+agent, D and C columns that policy and critic observe, B rows of a batch or a minibatch. K futures, the versions of what
+a critic may observe next: under a contact cap K = 2 (without and with a contact), because the action changes that
 observation as well as the next state. K = 1 where the action affects nothing but the next state.
 """
 
@@ -40,13 +40,13 @@ class PolicyBatch(NamedTuple):
 
 
 class CriticBatch(NamedTuple):
-    """B steps for the critic to learn from."""
+    """B steps for the critic to learn from, each in J states: the visited one, and those that were drawn."""
 
-    critic_obs: Tensor  #: [B, C]
-    state: Tensor  #: int64 [B], S for an agent that has left
-    value: Tensor  #: the critic's value of the state, computed before the update, [B]
-    target: Tensor  #: [B]
-    counts: Tensor  #: whether the step is learned from, bool [B]
+    critic_obs: Tensor  #: the same in all states, [B, C]
+    state: Tensor  #: int64 [B, J], S for an agent that has left
+    value: Tensor  #: the critic's values of the states, computed before the update, [B, J]
+    target: Tensor  #: [B, J]
+    counts: Tensor  #: whether the state is learned from, bool [B, J]
 
 
 class ExpectedPPO(OnPolicyAlgorithm):
@@ -56,6 +56,10 @@ class ExpectedPPO(OnPolicyAlgorithm):
     own. `ent_coef` is in units of reward, because advantages are not normalised. The deployed policy has the
     exponential moving average of the weights. The average decays by the factor `average_decay` per minibatch, and is
     corrected for its bias towards the initial weights.
+
+    The critic learns the value of the state that each step visits. It also learns the values of `drawn_states` further
+    states of each step, drawn uniformly: the lookahead gives their one-step backup too, and a policy seldom visits the
+    states that it avoids.
 
     Raises ValueError if the environment has no lookahead, if its rewards are not shaped, if its episodes differ in
     length, or if the network is no actor.
@@ -87,6 +91,7 @@ class ExpectedPPO(OnPolicyAlgorithm):
         max_grad_norm: float,
         average_decay: float,
         privileged: bool,
+        drawn_states: int,
         eval_every: int,
         checkpoint_every: int,
     ):
@@ -130,6 +135,7 @@ class ExpectedPPO(OnPolicyAlgorithm):
         self.critic_optimizer.param_groups[0]["lr"] = self.critic_lr
         self.epochs, self.critic_epochs = epochs, critic_epochs
         self.gamma, self.td_lambda, self.clip = gamma, td_lambda, clip
+        self.drawn_states = drawn_states
         # `policy`, which is deployed, has the average of the weights that `network` goes through
         self.policy = deepcopy(self.network)
         self.policy.normalize = self.network.normalize
@@ -159,26 +165,28 @@ class ExpectedPPO(OnPolicyAlgorithm):
     def compute_advantages(self, rollout: Rollout) -> tuple[PolicyBatch, CriticBatch]:
         """Compute the expected advantages of all actions of every step, and the critic's targets."""
         lookahead = self.lookahead
-        allowed = rollout.action_mask.flatten(2)
         # 1. The critic's values of all states [T, N, S], of the state that each agent is in [T, N], and of the next
         #    step's states in each of K futures [K, T − 1, N, S]. With K = 1 the latter are already in `values`.
         critic_obs = lookahead.critic_obs(rollout.obs)
-        state = lookahead.visited_states()
+        visited = lookahead.visited_states()
         values = self.critic(critic_obs)
-        value = at_state(values, state)
         next_values = values[None, 1:]
         if lookahead.num_futures > 1:
             next_values = self.critic(lookahead.future_critic_obs(critic_obs))
-        # 2. Q by a one-step backup, and A = Q − V̄, where V̄ = Σ_a π(a)·Q(a) under the policy that acted.
-        pi = self.network.distribution(rollout.obs.flatten(0, 1), rollout.action_mask.flatten(0, 1))
-        log_prob = pi.log_probs.unflatten(0, value.shape)
-        action_value = torch.where(allowed, lookahead.backup(state, self.gamma * next_values), 0.0)
-        advantage, mean = returns.expected_advantages(action_value, log_prob.exp())
-        advantage = torch.where(allowed, advantage, 0.0)
-        target = returns.lambda_targets(mean, value, self.gamma * self.td_lambda)
-        # 3. The policy learns from steps with a choice. The critic learns from all steps, until they leave, of agents
+        # 2. Advantages of the policy that acted, and the critic's targets for the visited states.
+        log_prob, advantage, mean = self.back_up(rollout.obs, rollout.action_mask, visited, next_values)
+        value = at_states(values, visited[..., None])[..., 0]
+        states, targets = [visited], [returns.lambda_targets(mean, value, self.gamma * self.td_lambda)]
+        # 3. The critic's targets for drawn states. No trajectory begins in them: the target is the one-step backup.
+        for _ in range(self.drawn_states):
+            drawn = torch.randint(lookahead.num_states, visited.shape, generator=self.generator, device=visited.device)
+            obs, action_mask = lookahead.as_if_in(drawn, rollout.obs, rollout.action_mask)
+            _, _, mean = self.back_up(obs, action_mask, drawn, next_values)
+            states.append(drawn)
+            targets.append(mean)
+        # 4. The policy learns from steps with a choice. The critic learns from all steps, until they leave, of agents
         # that had a choice in some step. The policy decides nothing for other agents, such as those held out.
-        has_choice = allowed.sum(-1) > 1
+        has_choice = rollout.action_mask.flatten(2).sum(-1) > 1
         policy_batch = PolicyBatch(
             obs=rollout.obs,
             action_mask=rollout.action_mask,
@@ -186,28 +194,46 @@ class ExpectedPPO(OnPolicyAlgorithm):
             advantage=advantage,
             has_choice=has_choice,
         )
+        state = torch.stack(states, -1)
+        counts = (visited < lookahead.num_states) & has_choice.any(0)
         critic_batch = CriticBatch(
             critic_obs=critic_obs,
             state=state,
-            value=value,
-            target=target,
-            counts=(state < lookahead.num_states) & has_choice.any(0),
+            value=at_states(values, state),
+            target=torch.stack(targets, -1),
+            counts=counts[..., None].expand_as(state),
         )
         return (
             PolicyBatch(*(column.flatten(0, 1) for column in policy_batch)),  # [T, N, ...] → [T·N, ...]
             CriticBatch(*(column.flatten(0, 1) for column in critic_batch)),
         )
 
+    def back_up(
+        self, obs: Tensor, action_mask: Tensor, state: Tensor, next_values: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Back the next states' values up by one step, for agents that observe [T, N, D] in the states [T, N].
+
+        Returns the log-probabilities of all actions under the network, the expected advantages A = Q − V̄ (0 where
+        masked), [T, N, P] each, and V̄ = Σ_a π(a)·Q(a), [T, N].
+        """
+        allowed = action_mask.flatten(2)
+        pi = self.network.distribution(obs.flatten(0, 1), action_mask.flatten(0, 1))
+        log_prob = pi.log_probs.unflatten(0, state.shape)
+        action_value = torch.where(allowed, self.lookahead.backup(state, self.gamma * next_values), 0.0)
+        advantage, mean = returns.expected_advantages(action_value, log_prob.exp())
+        return log_prob, torch.where(allowed, advantage, 0.0), mean
+
     def update(self, policy_batch: PolicyBatch, critic_batch: CriticBatch) -> dict[str, Tensor]:
         """Train critic and policy, each for some epochs; return each metric's mean over minibatches.
 
-        The explained variance is that of the values before the update.
+        The explained variance is that of the visited states' values before the update.
         """
         metrics = self.train_epochs(self.train_critic, critic_batch, self.critic_epochs)
         metrics |= self.train_epochs(self.train_policy, policy_batch, self.epochs)
         self.kl.copy_(distributed.all_reduce_mean(metrics["losses/approx_kl"]))  # a learning rate can adapt to it
+        value, target, counts = (x[:, 0] for x in critic_batch[2:])  # of the visited states
         metrics["losses/explained_variance"] = losses.explained_variance(
-            critic_batch.value, critic_batch.target, critic_batch.counts, all_reduce=distributed.all_reduce_sum
+            value, target, counts, all_reduce=distributed.all_reduce_sum
         )
         return metrics
 
@@ -264,8 +290,8 @@ class ExpectedPPO(OnPolicyAlgorithm):
         }
 
     def compute_critic_gradients(self, batch: CriticBatch) -> dict[str, Tensor]:
-        """Back-propagate half the mean squared error of the visited states' values, in units of `critic.scale`."""
-        value = at_state(self.critic(batch.critic_obs), batch.state)
+        """Back-propagate half the mean squared error of the states' values, in units of `critic.scale`."""
+        value = at_states(self.critic(batch.critic_obs), batch.state)
         unit = self.critic.scale
         weight = distributed.mean_weight(batch.counts)
         loss = weight * losses.value_loss(value / unit, batch.value / unit, batch.target / unit, None, batch.counts)
@@ -301,8 +327,9 @@ class ExpectedPPO(OnPolicyAlgorithm):
         restore_optimizer(self.critic_optimizer, state["critic_optimizer"], self.critic_lr, fixed_lr)
 
 
-def at_state(values: Tensor, state: Tensor) -> Tensor:
-    """Pick each agent's value [...] from the values [..., S] of all states; 0 for an agent that has left."""
+def at_states(values: Tensor, states: Tensor) -> Tensor:
+    """Pick the values [..., J] of J states from those of all states [..., S]; 0 for state S, of an agent that has left.
+    """
     num_states = values.shape[-1]
-    value = values.gather(-1, state.clamp_max(num_states - 1)[..., None])[..., 0]
-    return torch.where(state < num_states, value, 0.0)
+    picked = values.gather(-1, states.clamp_max(num_states - 1))
+    return torch.where(states < num_states, picked, 0.0)

@@ -89,6 +89,13 @@ class OffersLookahead:
             columns.append(theta.to(obs).expand(*obs.shape[:-1], -1))
         return torch.cat(columns, -1)
 
+    def as_if_in(self, state: Tensor, obs: Tensor, action_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Return observations and masks as if subscribed customers were in the states; masks depend on none of them."""
+        if self.env.codec.hides_state:
+            return obs, action_mask
+        other = self.customer_state(state.flatten())
+        return self.env.codec.with_dynamics(obs.flatten(0, 1), other).unflatten(0, state.shape), action_mask
+
     def future_critic_obs(self, critic_obs: Tensor) -> Tensor:
         """Return critics' observations [K, T − 1, N, C] of the next week, without and with a contact this week."""
         following = critic_obs[None, 1:]

@@ -14,7 +14,7 @@ from configs import composed
 from rlcore import losses, returns
 from rlcore.backends.accelerate import accelerate
 from rlcore.backends.cuda_graphs import WARM_UP_CALLS
-from rlcore.expected_ppo import ExpectedPPO, at_state
+from rlcore.expected_ppo import ExpectedPPO, at_states
 from rlcore.rollout import collect_rollout
 from tiny_markov import (
     ACTIONS,
@@ -54,6 +54,7 @@ def make_tiny(iterations: int, agents: int = 64, **changes) -> ExpectedPPO:
         "critic_optimizer": {"lr": 0.02},
         "minibatches": 2,
         "average_decay": 0.9,
+        "drawn_states": 0,
     }
     config = OmegaConf.merge(part("ppo_expected", auxiliary=None), small, changes)
     return instantiate(config, _convert_="all")(env, 0)
@@ -149,10 +150,34 @@ def test_a_batch_has_the_exact_advantages_of_an_exact_critic():
     exact = (action_value - value[:STEPS, :STATES, None])[step[inside], state[inside]].float()
     exact = torch.where(policy_batch.action_mask[inside], exact, 0.0)
     torch.testing.assert_close(policy_batch.advantage[inside], exact, atol=1e-5, rtol=0)
-    torch.testing.assert_close(critic_batch.target[inside], critic_batch.value[inside], atol=1e-5, rtol=0)
-    assert (policy_batch.advantage[~inside] == 0).all() and (critic_batch.target[~inside] == 0).all()
-    assert torch.equal(critic_batch.counts, inside) and 0 < (~inside).sum()
+    _, critic_state, value, target, counts = critic_batch
+    assert torch.equal(critic_state[:, 0], state)
+    torch.testing.assert_close(target[inside], value[inside], atol=1e-5, rtol=0)
+    assert (policy_batch.advantage[~inside] == 0).all() and (target[~inside] == 0).all()
+    assert torch.equal(counts[:, 0], inside) and 0 < (~inside).sum()
     assert torch.equal(policy_batch.has_choice, inside)
+
+
+def test_drawn_states_have_the_exact_values_of_an_exact_critic():
+    """Uniform over all states, at the step of an agent that has not left; the visited states come first."""
+    ppo = make_tiny(1, agents=256, drawn_states=2)
+    obs = torch.cat((torch.eye(STATES).repeat(STEPS, 1), torch.eye(STEPS).repeat_interleave(STATES, 0)), 1)
+    prob = ppo.network.distribution(obs, mask_of(torch.arange(STATES)).repeat(STEPS, 1)).probs.detach().double()
+    _, value = exact_values(prob.unflatten(0, (STEPS, STATES)))
+    ppo.critic = ExactCritic(value[:STEPS, :STATES].float())
+    policy_batch, critic_batch = ppo.compute_advantages(ppo.collect())
+    visited = ppo.lookahead.visited_states()
+    state, own, target, counts = (column.unflatten(0, (STEPS, 256)) for column in critic_batch[1:])
+    assert len(policy_batch.obs) == STEPS * 256 and torch.equal(state[..., 0], visited)
+    step = torch.arange(STEPS)[:, None]
+    for j in (1, 2):
+        exact = value[step, state[..., j]].float()
+        torch.testing.assert_close(target[..., j], exact, atol=1e-5, rtol=0)
+        torch.testing.assert_close(own[..., j], exact, atol=1e-5, rtol=0)
+        assert torch.equal(counts[..., j], visited < STATES)
+        share = torch.bincount(state[..., j].flatten(), minlength=STATES) / visited.numel()
+        assert (share - 1 / STATES).abs().max() < 4.5 * (2 / 9 / visited.numel()) ** 0.5
+    assert not torch.equal(state[..., 1], state[..., 2])
 
 
 class ExactCritic(torch.nn.Module):
@@ -226,8 +251,10 @@ def test_masked_actions_get_no_gradient():
 
 def test_an_agent_that_has_left_has_the_value_zero():
     values = drawn(4, STATES)
-    value = at_state(values, torch.tensor([0, 2, STATES, 1]))
-    assert torch.equal(value, torch.stack((values[0, 0], values[1, 2], torch.zeros(()).double(), values[3, 1])))
+    value = at_states(values, torch.tensor([[0, 1], [2, 2], [STATES, 0], [1, STATES]]))
+    nothing = torch.zeros(()).double()
+    expected = (values[0, 0], values[0, 1], values[1, 2], values[1, 2], nothing, values[2, 0], values[3, 1], nothing)
+    assert torch.equal(value, torch.stack(expected).view(4, 2))
 
 
 # ── the whole algorithm ─────────────────────────────────────────────────────────────────────────────────────────────

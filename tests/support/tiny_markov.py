@@ -85,6 +85,10 @@ class TinyLookahead:
     def critic_obs(self, obs: Tensor) -> Tensor:
         return obs[..., STATES:]
 
+    def as_if_in(self, state: Tensor, obs: Tensor, action_mask: Tensor) -> tuple[Tensor, Tensor]:
+        own = torch.nn.functional.one_hot(state, STATES).to(obs)
+        return torch.cat((own, obs[..., STATES:]), -1), mask_of(state.flatten()).unflatten(0, state.shape)
+
     def future_critic_obs(self, critic_obs: Tensor) -> Tensor:
         return critic_obs[None, 1:]
 

@@ -145,6 +145,14 @@ class ObservationCodec:
         obs[:, [fatigue, expectation, self.status.start + SUBSCRIBED]] = 1.0
         return obs
 
+    def with_dynamics(self, obs: Tensor, state: CustomerState) -> Tensor:
+        """Return observations [B, D] with the habit, fatigue and expectation of other states."""
+        obs = obs.clone()
+        obs[:, self.dynamics.start : self.dynamics.start + ObservationCodec.num_dynamics] = torch.cat(
+            [x.to(obs) for x in one_hot_dynamics(state)], -1
+        )
+        return obs
+
     # ── state ───────────────────────────────────────────────────────────────────────────────────────────────────────
     def encode_dynamics(self, state: CustomerState, memory: Tensor) -> list[Tensor]:
         """Write the columns of the dynamics, `num_dynamics` in all."""

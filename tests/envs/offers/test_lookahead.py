@@ -307,6 +307,33 @@ def test_price_paths_repeat_customers_and_their_values_but_not_prices():
         make_env(12, price_paths=5)
 
 
+@pytest.mark.parametrize("view", ["state", "state_counts"])
+def test_an_observation_as_if_in_another_state_is_that_states_own(view):
+    """In every state of a season that was played: status, counts, week and price stay."""
+    env = configuration.make_env(
+        "env=offers_full_information", f"env/observation={view}", "env.num_agents=72", "env.population.reference_size=200"
+    )
+    rollout, lookahead = played(env), env.as_lookahead(privileged=False)
+    state = torch.arange(72).expand(WEEKS, -1)
+    obs, action_mask = lookahead.as_if_in(state, rollout.obs, rollout.action_mask)
+    assert torch.equal(action_mask, rollout.action_mask)
+    dynamics = slice(env.codec.dynamics.start, env.codec.dynamics.start + sum(LEVELS))
+    found = env.codec.decode_state(obs.flatten(0, 1))
+    for level, expected in zip(found[:3], zip(*reference.INSIDE)):  # habit, fatigue, expectation
+        assert torch.equal(level.unflatten(0, (WEEKS, 72)), torch.tensor(expected).expand(WEEKS, -1))
+    rest = [i for i in range(env.obs_dim) if not dynamics.start <= i < dynamics.stop]
+    assert torch.equal(obs[..., rest], rollout.obs[..., rest]) and (obs[..., dynamics].sum(-1) == len(LEVELS)).all()
+
+
+def test_a_view_that_hides_the_state_observes_the_same_in_every_state():
+    env = configuration.make_env("env=offers", "env/observation=history", "env.num_agents=8")
+    rollout = played(env)
+    obs, action_mask = env.as_lookahead(privileged=True).as_if_in(
+        torch.zeros(WEEKS, 8, dtype=torch.long), rollout.obs, rollout.action_mask
+    )
+    assert obs is rollout.obs and action_mask is rollout.action_mask
+
+
 @pytest.mark.slow
 def test_who_observes_a_belief_starts_where_the_belief_does():
     with pytest.raises(ValueError, match="env.exploring_starts: expected 0 where a belief is observed"):

@@ -51,7 +51,6 @@ class CustomerEnv(PricedEnv):
         price_noise: float,
         clip_margin: float,
         price_paths: int,
-        exploring_starts: float,
     ):
         check_price_ranges(price_range, drift_range)
         if num_agents % price_paths:
@@ -65,7 +64,7 @@ class CustomerEnv(PricedEnv):
         budget.check(catalogue)
         self.budget, self.evaluation = budget, evaluation
         self.price_range, self.drift_range, self.price_noise = price_range, drift_range, price_noise
-        self.price_paths, self.exploring_starts = price_paths, exploring_starts
+        self.price_paths = price_paths
         self._draw_price_paths = partial(
             draw_price_paths,
             weeks=self.episode_length,
@@ -84,11 +83,6 @@ class CustomerEnv(PricedEnv):
         self.codec = self.observation(
             ViewSetting(num_features, self.world, self.population, self.price_range, self.drift_range)
         )
-        if self.exploring_starts and "beliefs" in self.codec.shows:
-            raise ValueError(
-                "env.exploring_starts: expected 0 where a belief is observed, which gives no probability to most "
-                f"states that explorers start in, got {self.exploring_starts}"
-            )
         self.obs_dim = self.codec.obs_dim
         self.obs_names = self.codec.column_names(self.population.feature_names + cap_columns)
         self.seen_features = ColumnRange(self.static_dim, self.device)

@@ -22,9 +22,8 @@ from envs.offers.world.transition import transition
 class OffersEnv(CustomerEnv):
     """An episode is one season of newly drawn customers, and every agent has a price path (envs/offers/README.md §6).
 
-    Each drawn customer is simulated as `price_paths` agents. `exploring_starts` is the share of agents whose season
-    starts in a state drawn uniformly from those of a subscribed customer. The reward is A⁰ − price·spend, in money: A⁰
-    is the expected effect of the week's action on the profit of this and all later weeks, if nobody is contacted later.
+    Each drawn customer is simulated as `price_paths` agents. The reward is A⁰ − price·spend, in money: A⁰ is the
+    expected effect of the week's action on the profit of this and all later weeks, if nobody is contacted later.
     Without shaping the reward is r − price·spend, where r is the week's profit. In the last week, when all episodes
     end, V_end is then added: the value of a customer after the season.
     """
@@ -52,8 +51,6 @@ class OffersEnv(CustomerEnv):
         sample = self.population.draw(n // self.price_paths, self.generator, "train")
         if self.price_paths > 1:
             sample = sample.repeated(self.price_paths)
-        if self.exploring_starts:
-            sample = sample.with_exploring_starts(self.exploring_starts, self.generator)
         self.sampled_customers = sample.customers
         self.features, self.state = sample.features.to(self.world.season), sample.state
         self.seen_features.update(self.features)

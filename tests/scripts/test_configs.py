@@ -141,7 +141,7 @@ def test_the_default_is_what_a_shop_can_have():
     """The state is hidden, features tell part of a customer, and training seasons start as seasons do."""
     env = composed("algo=ppo_expected", "env=offers").env
     assert issubclass(_locate(env.observation._target_), HidingCodec)
-    assert env.population.r2 < 1 and env.exploring_starts == 0
+    assert env.population.r2 < 1
     assert composed("algo=ppo", "env=offers").env.observation == env.observation
 
 

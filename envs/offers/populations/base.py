@@ -34,14 +34,6 @@ class Sample(NamedTuple):
         state = CustomerState(*(x[rows] for x in self.state))
         return Sample(self.customers[rows], self.features[rows], state, None if self.row is None else self.row[rows])
 
-    def with_exploring_starts(self, share: float, generator: torch.Generator) -> Sample:
-        """Let a share of the customers, drawn by chance, start in a state drawn uniformly from all subscribed ones."""
-        n, device = len(self.features), generator.device
-        explores = torch.rand(n, generator=generator, device=device) < share
-        drawn = (torch.randint(levels, (n,), generator=generator, device=device) for levels in LEVELS)
-        habit, fatigue, expectation = (torch.where(explores, other, x) for other, x in zip(drawn, self.state))
-        return self._replace(state=CustomerState(habit, fatigue, expectation, self.state.status))
-
 
 class Population(Protocol):
     """A source of the customers of a season."""

@@ -334,29 +334,6 @@ def test_a_view_that_hides_the_state_observes_the_same_in_every_state():
     assert obs is rollout.obs and action_mask is rollout.action_mask
 
 
-@pytest.mark.slow
-def test_who_observes_a_belief_starts_where_the_belief_does():
-    with pytest.raises(ValueError, match="env.exploring_starts: expected 0 where a belief is observed"):
-        configuration.make_env("env=offers", "env.exploring_starts=0.5", "env.num_agents=8")
-
-
-def test_exploring_starts_cover_all_states_evenly():
-    env = make_env(4000, exploring_starts=0.5)
-    obs, _ = env.reset()
-    index = env.as_lookahead(privileged=False).visited_states()[0]
-    count = torch.bincount(index, minlength=73)
-    assert count[72] == 0
-    _, fatigue, expectation = env.codec.decode_state(obs)[:3]
-    seldom = (fatigue > 0) | (expectation == 2)  # no season starts there
-    share = 1 - 2 / 12
-    assert seldom.float().mean().item() == pytest.approx(0.5 * share, abs=4.5 * 0.5 / 4000**0.5)
-    per_state = count[:72][[f > 0 for _ in range(6) for f in range(4) for _ in range(3)]].float()
-    assert per_state.min() > 10 and per_state.mean().item() == pytest.approx(4000 * 0.5 / 72, rel=0.1)
-    never = make_env(4000)
-    obs, _ = never.reset()
-    assert (never.codec.decode_state(obs).fatigue == 0).all()
-
-
 def test_a_reward_without_shaping_has_no_lookahead():
     with pytest.raises(ValueError, match="expected env.reward.shaping=true"):
         make_env(4, reward={"shaping": False}).as_lookahead(privileged=False)

@@ -219,6 +219,7 @@ class LookaheadEnv(Protocol):
     """
 
     num_states: int  #: S
+    shows_state: bool  #: whether observations tell the state
     num_futures: int  #: K; 1 where an action decides nothing but the next state
     critic_dim: int  #: C, the length of a critic's observation
 
@@ -231,7 +232,7 @@ class LookaheadEnv(Protocol):
     def as_if_in(self, state: Tensor, obs: Tensor, action_mask: Tensor) -> tuple[Tensor, Tensor]:
         """Return observations [T, N, D] and masks [T, N, *nvec] as if agents were in the states [T, N] from 0 to S − 1.
 
-        Given are those of the steps so far. Where observations hide the state, they are returned as they are.
+        Given are those of the steps so far. Only where `shows_state`.
         """
 
     def future_critic_obs(self, critic_obs: Tensor) -> Tensor:

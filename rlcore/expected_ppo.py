@@ -57,9 +57,10 @@ class ExpectedPPO(OnPolicyAlgorithm):
     exponential moving average of the weights. The average decays by the factor `average_decay` per minibatch, and is
     corrected for its bias towards the initial weights.
 
-    The critic learns the value of the state that each step visits. It also learns the values of `drawn_states` further
-    states of each step, drawn uniformly: the lookahead gives their one-step backup too, and a policy seldom visits the
-    states that it avoids.
+    The critic learns the value of the state that each step visits. Where observations show the state, it also learns
+    the values of `drawn_states` further states of each step, drawn uniformly: the lookahead gives their one-step backup
+    too, and a policy seldom visits the states that it avoids. Where observations hide the state, they have memories
+    that a drawn state would contradict.
 
     Raises ValueError if the environment has no lookahead, if its rewards are not shaped, if its episodes differ in
     length, or if the network is no actor.
@@ -135,7 +136,7 @@ class ExpectedPPO(OnPolicyAlgorithm):
         self.critic_optimizer.param_groups[0]["lr"] = self.critic_lr
         self.epochs, self.critic_epochs = epochs, critic_epochs
         self.gamma, self.td_lambda, self.clip = gamma, td_lambda, clip
-        self.drawn_states = drawn_states
+        self.drawn_states = drawn_states if lookahead.shows_state else 0
         # `policy`, which is deployed, has the average of the weights that `network` goes through
         self.policy = deepcopy(self.network)
         self.policy.normalize = self.network.normalize

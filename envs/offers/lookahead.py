@@ -40,6 +40,7 @@ class OffersLookahead:
         self.env, self.privileged = env, privileged
         codec = env.codec
         self.num_states = INSIDE + codec.hides_state
+        self.shows_state = not codec.hides_state
         self.moved = slice(codec.dynamics.start, codec.status.stop)  # columns of an observation that a week moves
         self.caps = slice(env.static_dim, codec.dynamics.start)  # columns of the contact caps
         self.num_futures = 2 if self.caps.stop > self.caps.start else 1
@@ -91,8 +92,6 @@ class OffersLookahead:
 
     def as_if_in(self, state: Tensor, obs: Tensor, action_mask: Tensor) -> tuple[Tensor, Tensor]:
         """Return observations and masks as if subscribed customers were in the states; masks depend on none of them."""
-        if self.env.codec.hides_state:
-            return obs, action_mask
         other = self.customer_state(state.flatten())
         return self.env.codec.with_dynamics(obs.flatten(0, 1), other).unflatten(0, state.shape), action_mask
 

@@ -180,6 +180,13 @@ def test_drawn_states_have_the_exact_values_of_an_exact_critic():
     assert not torch.equal(state[..., 1], state[..., 2])
 
 
+def test_no_state_is_drawn_where_observations_hide_it(monkeypatch):
+    monkeypatch.setattr(TinyLookahead, "shows_state", False)
+    ppo = make_tiny(1, drawn_states=2)
+    _, critic_batch = ppo.compute_advantages(ppo.collect())
+    assert torch.equal(critic_batch.state, ppo.lookahead.visited_states().flatten()[:, None])
+
+
 class ExactCritic(torch.nn.Module):
     """A critic that looks values [T, S] up by the step, which it observes one-hot."""
 

@@ -74,7 +74,7 @@ class TinyMarkov(VectorEnv):
 class TinyLookahead:
     """Its one-step model; a critic observes the step alone."""
 
-    num_states, num_futures, critic_dim = STATES, 1, STEPS
+    num_states, num_futures, critic_dim, shows_state = STATES, 1, STEPS, True
 
     def __init__(self, env: TinyMarkov):
         self.env = env

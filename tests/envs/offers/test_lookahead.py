@@ -325,15 +325,6 @@ def test_an_observation_as_if_in_another_state_is_that_states_own(view):
     assert torch.equal(obs[..., rest], rollout.obs[..., rest]) and (obs[..., dynamics].sum(-1) == len(LEVELS)).all()
 
 
-def test_a_view_that_hides_the_state_observes_the_same_in_every_state():
-    env = configuration.make_env("env=offers", "env/observation=history", "env.num_agents=8")
-    rollout = played(env)
-    obs, action_mask = env.as_lookahead(privileged=True).as_if_in(
-        torch.zeros(WEEKS, 8, dtype=torch.long), rollout.obs, rollout.action_mask
-    )
-    assert obs is rollout.obs and action_mask is rollout.action_mask
-
-
 def test_a_reward_without_shaping_has_no_lookahead():
     with pytest.raises(ValueError, match="expected env.reward.shaping=true"):
         make_env(4, reward={"shaping": False}).as_lookahead(privileged=False)

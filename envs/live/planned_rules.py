@@ -45,7 +45,7 @@ def assigned_weeks(
     for rule in rules:
         if rule not in ARMS:
             raise ValueError(f"rules: expected two of {', '.join(ARMS)}, got '{rule}'")
-    check_purchases(log, calendar)
+    check_purchases(calendar)
     planned = planned_arms(log, Path(folder))
     arm = planned.given
     if not (arm >= 0).any():
@@ -65,12 +65,12 @@ def assigned_weeks(
     return AssignedWeeks(decisions, margin_before(log, arm)[decisions.unit], notes)
 
 
-def check_purchases(log: CustomerWeeks, calendar: Calendar) -> None:
+def check_purchases(calendar: Calendar) -> None:
     """Raise ValueError where a log knows purchases of sends alone."""
-    if calendar.purchases_to is None and not log.bought[log.offer == 0].any():
+    if not calendar.knows_silence:
         raise ValueError(
             "rules: the log knows purchases of sends alone, so that the arm which sends more would bring more: "
-            "expected a log with purchases of all customers (sends.purchases)"
+            "expected a log with purchases of all customers (sends.purchases, or sends.lists_silence)"
         )
 
 

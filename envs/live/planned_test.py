@@ -36,7 +36,7 @@ def planned_test(
     where none is left, where a rule is no arm, where an arm has fewer than two customers, where all customers brought
     the same, and where the log knows purchases of sends alone.
     """
-    check_purchases(log, calendar)
+    check_purchases(calendar)
     sizes = expected_sizes(log, rules, shares)
     fitting = lengths_that_fit(log, weeks)
     rows = {str(w): row_of(log, calendar, catalogue, w, list(sizes.values()), level, power) for w in fitting}

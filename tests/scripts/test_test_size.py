@@ -24,7 +24,7 @@ def folder(tmp_path_factory):
     made.last[:] = 11
     made.bought[:] = np.random.default_rng(0).random((12, 200)) < np.linspace(0.05, 0.95, 200)
     made.margin[:] = 4.0 * made.bought
-    send_log.write(path / "log.parquet", made, send_log.Calendar(False, 0, 12, 12, 1.0, 0.0), OFFERS, CHANNELS)
+    send_log.write(path / "log.parquet", made, send_log.Calendar(False, 0, 12, 12, True, 1.0, 0.0), OFFERS, CHANNELS)
     (path / "sends.csv").write_text("customer,date\n")
     return path
 

@@ -11,6 +11,7 @@ from envs.offers.logs.send_log import Calendar
 from envs.offers.logs.send_reader import Table
 
 HALF_A_YEAR = 26  # weeks
+MAX_WEEKS = 1040  # of a log: 20 years
 
 
 def changed_ids(log: CustomerWeeks, given: Sequence[str]) -> list[str]:
@@ -36,6 +37,18 @@ def changed_ids(log: CustomerWeeks, given: Sequence[str]) -> list[str]:
     if not lacking:
         return []
     return [f"{len(lacking):,} customers of the log are not in the customer table, such as '{lacking[0]}'"]
+
+
+def weeks_to(last: int, sends: Table, moment: np.ndarray, calendar: Calendar) -> int:
+    """Return the number of weeks of a log up to the moment `last`; raise ValueError where there are too many."""
+    weeks = int(calendar.week_of(np.array(last))) + 1
+    if weeks > MAX_WEEKS:
+        if calendar.week_of(moment).max(initial=0) < MAX_WEEKS:
+            raise ValueError(f"sends.until: expected a log of at most {MAX_WEEKS:,} weeks, got {weeks:,}")
+        middle = np.median(moment)
+        at = np.abs(moment - middle).argmax()  # the row that makes the log so long
+        sends.refuse("date", np.arange(len(moment)) == at, f"sends of at most {MAX_WEEKS:,} weeks, got {weeks:,}")
+    return weeks
 
 
 def check_one_a_week(sends: Table, rows: Rows, customers: int) -> None:

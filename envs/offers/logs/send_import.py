@@ -29,12 +29,12 @@ from envs.offers.logs.send_checks import (
     check_one_a_week,
     check_stay,
     left_out,
+    weeks_to,
 )
-from envs.offers.logs.send_log import Calendar
+from envs.offers.logs.send_log import Calendar, moment_of
 from envs.offers.logs.send_propensities import FileFacts, put_propensities
 from envs.offers.logs.send_reader import Table, days_of, read_sends, to_rows
 
-MAX_WEEKS = 1040  # of a log: 20 years
 WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 
 
@@ -64,10 +64,10 @@ class Sends:
     the file lists all weeks without a send too (`lists_silence`), else from the log's first week; and to the date in
     the column `left`, else to the log's last week. Where weeks without a send are listed, or there is no table of
     purchases, who is in no row is not in the log. Weeks begin on `week_starts`; the log begins with the week of
-    `start`, else with that of the first send, and goes to the week of `until`, up to which the files are complete, or
-    to that of the last send where this is later. `several` sends of a customer in a week are refused, or the first is
-    the week's decision. Policies are valued on the log at `price`, what one unit of spend must bring, and with `trips`,
-    the value of a purchase beside its margin.
+    `start`, else with that of the first send. It goes to the week of `until`, up to which the files are complete: later
+    rows are left out, and counted. Without `until` it goes to the week of the last send. `several` sends of a customer
+    in a week are refused, or the first is the week's decision. Policies are valued on the log at `price`, what one unit
+    of spend must bring, and with `trips`, the value of a purchase beside its margin.
     """
 
     def __init__(
@@ -139,14 +139,16 @@ class Sends:
         self.warnings: list[str] = []
         moments = days_of(self.sends)
         calendar = old[1] if old else Calendar.of(moments, self.start, self.weekday, self.price, self.trips)
-        calendar = replace(calendar, price=self.price, trips=self.trips)
+        knows_silence = calendar.knows_silence and (self.has_purchases or self.lists_silence)
+        calendar = replace(calendar, knows_silence=knows_silence, price=self.price, trips=self.trips)
+        until = None if self.until is None else moment_of(self.until, calendar.has_dates, "sends.until")
         moment = self._numbers(self.sends, moments, calendar)
-        is_new = moment > calendar.sends_to if old else moment >= calendar.start
-        bought_at = self._numbers(self.purchases, days_of(self.purchases), calendar) if self.purchases else None
+        is_after = moment > (np.inf if until is None else until)
+        is_new = (moment > calendar.sends_to if old else moment >= calendar.start) & ~is_after
         if old is None and not is_new.any():
             raise ValueError(f"{self.sends.path}: expected a send to begin a log with, got none")
-        sends_to = calendar.last_of(moment, self.until)
-        weeks = self._weeks_to(sends_to, moment, calendar)
+        sends_to = calendar.last_of(moment, until)
+        weeks = weeks_to(sends_to, self.sends, moment, calendar)
 
         known = dict.fromkeys(old[0].ids) if old else {}
         if old:
@@ -154,7 +156,7 @@ class Sends:
         ids = (*known, *(x for x in given.ids if x not in known))
         before = old[0].extended(ids, weeks) if old else CustomerWeeks.empty(ids, weeks)
         index = {name: k for k, name in enumerate(ids)}
-        customer = self._customers(self.sends, index)
+        customer = self._customers(self.sends, index, is_after)
         rows = to_rows(self.sends, customer, calendar.week_of(moment), env.world.catalogue)
         kept = np.flatnonzero(is_new & (customer >= 0))
         kept = kept[np.argsort(moment[kept], kind="stable")]  # of several sends in a week the first in time decides
@@ -181,7 +183,7 @@ class Sends:
         late = ~is_new & has_no_send(log, rows)
         if old:
             check_numbers_go_on(self.sends, moment, late, calendar, begins_at_start=self.start is not None)
-        for wrong, why in left_out(log, rows, ~is_new & ~late, is_first=old is None):
+        for wrong, why in left_out(log, rows, ~is_new & ~late & ~is_after, is_first=old is None):
             self._count(wrong, "sends", why)
         if late.any():
             self.warnings.append(
@@ -193,8 +195,9 @@ class Sends:
         put_sends(log, rows.take(kept))
         put_later_outcomes(log, rows.take(np.flatnonzero(~is_new & (customer >= 0) & (rows.week >= 0))))
         purchases_to = calendar.purchases_to
-        if self.purchases is not None and bought_at is not None:
-            purchases_to = self._put_purchases(log, before, self.purchases, bought_at, index, calendar)
+        if self.purchases is not None:
+            bought_at = self._numbers(self.purchases, days_of(self.purchases), calendar)
+            purchases_to = self._put_purchases(log, before, self.purchases, bought_at, until, index, calendar)
         self._move_opt_outs(log)
         self._complete_purchases(log)
         first_new = max(old[0].weeks - 1, 0) if old else 0  # the older log's last week may have been cut off
@@ -219,37 +222,27 @@ class Sends:
             )
         return moments.astype(np.int64)
 
-    def _weeks_to(self, last: int, moments: np.ndarray, calendar: Calendar) -> int:
-        """Return the number of weeks of a log up to the moment `last`; raise ValueError where there are too many."""
-        weeks = int(calendar.week_of(np.array(last))) + 1
-        if weeks > MAX_WEEKS:
-            middle = np.median(moments) if len(moments) else last
-            at = np.abs(moments - middle).argmax()  # the row that makes the log so long
-            wrong = np.arange(len(moments)) == at
-            self.sends.refuse("date", wrong, f"sends of at most {MAX_WEEKS:,} weeks, got {weeks:,}")
-        return weeks
-
     def _count(self, wrong: np.ndarray, what: str, why: str) -> None:
         if wrong.any():
             self.warnings.append(f"{int(wrong.sum()):,} of {len(wrong):,} {what} {why}: left out")
 
     # ── customers ───────────────────────────────────────────────────────────────────────────────────────────────────
-    def _customers(self, table: Table, index: dict[str, int]) -> np.ndarray:
-        """Return the customers of rows, −1 where the customer table lacks one; there must be one that it has."""
+    def _customers(self, table: Table, index: dict[str, int], is_after: np.ndarray) -> np.ndarray:
+        """Return the customers of R rows, −1 where the customer table lacks one, or a row is after `sends.until`.
+
+        There must be one whom the table has; `is_after` is bool [R].
+        """
         texts = table.columns["customer"].tolist()
         found = np.fromiter((index.get(x, -1) for x in texts), dtype=np.int64, count=len(texts))
-        if (found < 0).any():
-            row = int((found < 0).argmax())
-            if (found < 0).all():
-                table.refuse(
-                    "customer", found < 0, f"an id of the customer table, such as {next(iter(index))}", shows=True
-                )
-            self._count(
-                found < 0,
-                table.where.replace("sends.", ""),
-                f"went to customers whom the customer table lacks, such as '{texts[row]}' in row {row + 2}",
-            )
-        return found
+        lacks, what = found < 0, table.where.replace("sends.", "")
+        if lacks.any():
+            if lacks.all():
+                table.refuse("customer", lacks, f"an id of the customer table, such as {next(iter(index))}", shows=True)
+            row = int(lacks.argmax())
+            why = f"went to customers whom the customer table lacks, such as '{texts[row]}' in row {row + 2}"
+            self._count(lacks, what, why)
+        self._count(is_after, what, "lie after sends.until")
+        return np.where(is_after, -1, found)
 
     # ── what is not on the sends' rows ──────────────────────────────────────────────────────────────────────────────
     def _move_opt_outs(self, log: CustomerWeeks) -> None:
@@ -267,26 +260,28 @@ class Sends:
         before: CustomerWeeks,
         table: Table,
         moment: np.ndarray,
+        until: int | None,
         index: dict[str, int],
         calendar: Calendar,
     ) -> int:
-        """Add the purchases that are new and lie in a customer's weeks; return the last one's moment.
+        """Add the purchases up to `until` that are new and lie in a customer's weeks; return the last one's moment.
 
         New are those after the last one of the log `before`, and those of a week in which it did not have the customer.
         """
         newest = calendar.start - 1 if calendar.purchases_to is None else calendar.purchases_to
         week = calendar.week_of(moment)
-        customer = self._customers(table, index)
+        is_after = moment > (np.inf if until is None else until)
+        customer = self._customers(table, index, is_after)
         rows = Rows.of_purchases(customer, week, table.columns["margin"])
         is_there = is_in_log(log, rows)
         is_new = (moment > newest) | (is_there & ~is_in_log(before, rows))
         self._count(moment < calendar.start, "purchases", "lie before the log's first week")
-        self._count((moment >= calendar.start) & ~is_new, "purchases", "are in the log already")
-        self._count(week >= log.weeks, "purchases", "lie after the week of the last send")
+        self._count((moment >= calendar.start) & ~is_new & ~is_after, "purchases", "are in the log already")
+        self._count((week >= log.weeks) & ~is_after, "purchases", "lie after the week of the last send")
         absent = is_new & (week < log.weeks) & (customer >= 0) & ~is_there
         self._count(absent, "purchases", "lie in weeks in which the customer is not in the log")
         put_purchases(log, rows.take(np.flatnonzero(is_new & is_there)))
-        taken = moment[week < log.weeks]
+        taken = moment[(week < log.weeks) & ~is_after]
         return max(newest, int(taken.max()) if len(taken) else newest)
 
     def _complete_purchases(self, log: CustomerWeeks) -> None:

@@ -38,6 +38,7 @@ class Calendar:
     start: int  #: first day of week 0, or its number
     sends_to: int  #: the last send that the log has
     purchases_to: int | None  #: the last purchase, of a table of purchases
+    knows_silence: bool  #: purchases of weeks without a send are in the log too
     price: float  #: what one unit of spend must bring where policies are valued on the log
     trips: float  #: value of a purchase beside its margin, money
 
@@ -53,12 +54,11 @@ class Calendar:
         first = int(moments.min().astype(np.int64)) if start is None else moment_of(start, has_dates, "sends.start")
         if has_dates:
             first -= (first + EPOCH_WEEKDAY - weekday) % DAYS
-        return cls(has_dates, first, first - 1, None, price, trips)
+        return cls(has_dates, first, first - 1, None, True, price, trips)
 
-    def last_of(self, moments: np.ndarray, until: str | int | None) -> int:
-        """Return the last moment of a log that gets sends of `moments` [R] and is complete up to `until`."""
-        last = max(self.sends_to, int(moments.max(initial=self.sends_to)))
-        return last if until is None else max(last, moment_of(until, self.has_dates, "sends.until"))
+    def last_of(self, moments: np.ndarray, until: int | None) -> int:
+        """Return the last moment of a log that gets sends of `moments` [R], up to the moment `until` where given."""
+        return max(self.sends_to, int(moments.max(initial=self.sends_to)) if until is None else until)
 
     def week_of(self, moment: np.ndarray) -> np.ndarray:
         """Return the weeks [R] of moments in whole numbers [R]."""
@@ -157,7 +157,7 @@ def read(path: Path | str, offers: list[str], channels: list[str]) -> tuple[Cust
     try:
         calendar = Calendar(**json.loads(table.schema.metadata[KEY]))
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{path}: can't be read as a log of sends: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"{path}: expected a log of this version of the program: import all sends anew") from error
     customer = _dictionary(table, "customer")
     ids = tuple(customer.dictionary.to_pylist())
     index = customer.indices.to_numpy()

@@ -114,7 +114,7 @@ class FuzzedShop(NamedTuple):
         log.last[:] = PAST - 1
         log.offer[:] = rng.integers(1, len(CATALOGUE.offers), (PAST, n)) * (rng.random((PAST, n)) < 0.3)
         log.unsubscribed[:] = rng.random((PAST, n)) < 0.02
-        past = PastWeeks(log, Calendar(False, 0, PAST - 1, None, 1.0, 0.0), np.arange(n), PAST)
+        past = PastWeeks(log, Calendar(False, 0, PAST - 1, None, True, 1.0, 0.0), np.arange(n), PAST)
         return cls(rules, Table(ids, columns, numbers, torch.zeros(n, 0, dtype=torch.long)), past)
 
     def forbids(self, action: np.ndarray) -> np.ndarray:

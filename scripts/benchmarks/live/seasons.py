@@ -76,7 +76,7 @@ class Season:
         shop, n = deepcopy(self.shop), len(self.table.ids)
         log, found = empty_log(self.table.ids, policy.weeks), []
         for week in range(policy.weeks):
-            past = PastWeeks(log, Calendar(False, 0, 6, None, 1.0, 0.0), np.arange(n), week)
+            past = PastWeeks(log, Calendar(False, 0, 6, None, True, 1.0, 0.0), np.arange(n), week)
             customers = allowed_now(policy.catalogue, policy.contact_rules, self.table, past)
             found.append(live_week(shop, policy, customers, setting, tally, forecast))
         return Weeks(*(np.array(x) for x in zip(*found)))

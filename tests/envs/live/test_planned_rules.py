@@ -17,7 +17,7 @@ from plan_files import HALF, write_plan
 from rlcore.ope.logged_rules import compare_rules
 from stand_in_package import CATALOGUE
 
-CALENDAR = Calendar(False, 0, 100, 100, 1.5, 0.25)
+CALENDAR = Calendar(False, 0, 100, 100, True, 1.5, 0.25)
 
 
 def log(ids, weeks):
@@ -188,7 +188,7 @@ def test_purchases_that_are_known_of_sends_alone_compare_no_arms(tmp_path):
     made.bought[:] = False
     write_plan(tmp_path, 2, {"w": RL, "x": RL, "y": BAU, "z": BAU})
     with pytest.raises(ValueError, match="purchases of sends alone"):
-        assigned_weeks(made, replace(CALENDAR, purchases_to=None), CATALOGUE, ["rl", "bau"], tmp_path)
+        assigned_weeks(made, replace(CALENDAR, knows_silence=False), CATALOGUE, ["rl", "bau"], tmp_path)
 
 
 def test_a_plan_that_was_not_handed_over_counts_nowhere(tmp_path):

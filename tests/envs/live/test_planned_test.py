@@ -20,7 +20,7 @@ from rlcore.ope.detectable import found_with
 from rlcore.ope.logged_rules import compare_rules
 from stand_in_package import CATALOGUE
 
-CALENDAR = Calendar(False, 0, 100, 100, 1.0, 0.25)
+CALENDAR = Calendar(False, 0, 100, 100, True, 1.0, 0.25)
 HALVES = expected_shares(holdout=0.0, random=0.0, bau=0.5)
 
 
@@ -141,7 +141,7 @@ def test_what_tells_nothing_is_refused(changes, message):
 
 def test_logs_that_tell_nothing_are_refused():
     with pytest.raises(ValueError, match="purchases of sends alone"):
-        table(log(50, 6), Calendar(False, 0, 100, None, 1.0, 0.25))
+        table(log(50, 6), Calendar(False, 0, 100, 100, False, 1.0, 0.25))
     with pytest.raises(ValueError, match="customers of unequal profit, got the same of all in its last 2 weeks"):
         table(log(50, 6))
     late = lives(50, 6, 0)

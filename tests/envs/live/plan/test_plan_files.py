@@ -59,7 +59,7 @@ def log_of(tmp_path, ids, weeks=5, dates=True, **cells):
         for (week, customer), value in values.items():
             log.cells((name,))[name][week, customer] = value
     path = tmp_path / "log.parquet"
-    send_log.write(path, log, Calendar(dates, 20_458 if dates else 0, 20_490, None, 1.0, 0.0), *names())
+    send_log.write(path, log, Calendar(dates, 20_458 if dates else 0, 20_490, None, True, 1.0, 0.0), *names())
     return path
 
 
@@ -277,7 +277,7 @@ def test_an_id_of_another_text_stops_a_plan_only_if_its_customer_was_in_the_log(
     log = CustomerWeeks.empty(("K1", "00017", "k2"), 5)
     log.last[:] = (4, -1, 4)  # 00017 was in a customer table of the time, and never in the log
     path = tmp_path / "log.parquet"
-    send_log.write(path, log, Calendar(True, 20_458, 20_490, None, 1.0, 0.0), *names())
+    send_log.write(path, log, Calendar(True, 20_458, 20_490, None, True, 1.0, 0.0), *names())
     assert PastWeeks.read(str(path), ["K1", "17", "K2"], None, CATALOGUE).row.tolist() == [0, -1, -1]
     with pytest.raises(ValueError, match="expected the log's customer 'k2', got 'k2.0': ids must keep their text"):
         PastWeeks.read(str(path), ["K1", "17", "k2.0"], None, CATALOGUE)

@@ -134,7 +134,7 @@ def test_the_tables_dates_of_leaving_overrule_the_logs(tmp_path):
     log = CustomerWeeks.empty(tuple(arrow_table(3)["id"].to_pylist()), 4)
     log.last[:] = [0, 0, 3]
     path = tmp_path / "log.parquet"
-    calendar = Calendar(True, 20_458, 20_490, None, 1.0, 0.0)
+    calendar = Calendar(True, 20_458, 20_490, None, True, 1.0, 0.0)
     send_log.write(path, log, calendar, list(CATALOGUE.offers), list(CATALOGUE.channels))
     given = arrow_table(3).append_column("Left", pa.array(["2026-01-10", "", ""]))
     asked = {"customers": given, "log": str(path), "week": 4, "out": str(tmp_path / "week=4.parquet")}

@@ -387,6 +387,8 @@ def test_a_date_far_from_all_others_is_named(shop, tmp_path):
     rows[4]["date"] = "2926-01-05"
     with pytest.raises(ValueError, match="row 6, column 'date': expected .* of at most 1,040 weeks, got 46,9"):
         imported(shop, path=write_rows(tmp_path / "s.csv", rows))
+    with pytest.raises(ValueError, match="sends.until: expected a log of at most 1,040 weeks, got 5,2"):
+        imported(shop, until="2126-01-05")
 
 
 def test_an_opt_out_beside_an_earlier_message_counts_from_the_last_message_on(shop, tmp_path):
@@ -429,6 +431,79 @@ def test_a_week_in_which_nothing_was_sent(shop, tmp_path):
     for wrong in ("soon", 2025, "2025", "2025-11", "NaT"):
         with pytest.raises(ValueError, match=f"sends.until: expected null or a date, year-month-day, got {wrong}"):
             imported(shop, old, until=wrong)
+
+
+@pytest.mark.parametrize("by_number", [False, True])
+def test_what_is_later_than_the_files_are_complete_waits_for_the_next_import(shop, tmp_path, by_number):
+    """An export at noon of the day after `until` has half of that day: one send, and every other purchase."""
+    first = dt.date(2026, 1, 5)
+
+    def moved(row, days):  # to another day of the row's week; by number there is but one
+        week = (dt.date.fromisoformat(row["date"]) - first).days // 7
+        return row | {"date": week if by_number else str(first + dt.timedelta(weeks=week, days=days))}
+
+    sends, purchases = (
+        [moved(row, k % 3) for k, row in enumerate(rows_of(shop[0], x))] for x in ("sends", "purchases")
+    )
+    until, day = (39, 40) if by_number else ("2026-10-11", "2026-10-12")
+    sends_of_day = [row for row in sends if row["date"] == day]
+    bought = [row for row in purchases if row["date"] <= until]
+    bought_that_day = [row for row in purchases if row["date"] == day]
+    half = bought_that_day[::2]
+    assert sends_of_day and len(bought_that_day) > 3
+
+    def of(old, name, sends, purchases, until=None):
+        table = {**shop[2].purchases, "path": write_rows(tmp_path / f"p{name}.csv", purchases)}
+        path = write_rows(tmp_path / f"s{name}.csv", sends)
+        return imported(shop, old, path=path, purchases=table, until=until, joined=None, left=None)
+
+    early = [row for row in sends if row["date"] <= until]
+    noon = of(None, "noon", [*early, sends_of_day[0]], [*bought, *half], until)
+    assert (noon.log.weeks, noon.calendar.describe(noon.calendar.sends_to).endswith(str(until))) == (40, True)
+    assert f"1 of {len(early) + 1:,} sends lie after sends.until: left out" in noon.warnings
+    all_bought = len(bought) + len(half)
+    assert f"{len(half)} of {all_bought:,} purchases lie after sends.until: left out" in noon.warnings
+    assert not any("week of the last send" in x for x in noon.warnings)
+    known = of(None, "known", early, bought, until)
+    assert known.log.has_equal_cells(noon.log) and known.calendar == noon.calendar
+    later, at_once = of((noon.log, noon.calendar), "all", sends, purchases), of(None, "all", sends, purchases)
+    assert later.log.has_equal_cells(at_once.log) and later.calendar == at_once.calendar
+    assert later.log.margin[40].sum() > sum(float(row["margin"]) for row in half)
+    with pytest.raises(ValueError, match="expected a send to begin a log with, got none"):
+        of(None, "day", sends_of_day, half, until)
+
+
+@pytest.mark.parametrize(
+    ("lists_silence", "with_table", "knows"), [(False, False, False), (True, False, True), (False, True, True)]
+)
+def test_a_log_tells_whether_it_knows_purchases_of_weeks_without_a_send(
+    shop, tmp_path, lists_silence, with_table, knows
+):
+    """One listed silent week with a purchase does not make a list of all of them; nor does a later table."""
+    row = {"Customer No": shop[1].population.ids[0], "date": 1, "offer": "coffee", "channel": "app", "propensity": 0.5,
+           "redeemed": 0, "unsubscribed": 0, "bought": 1, "margin": 4}  # fmt: skip
+    rows = [row, row | {"date": 2, "offer": "", "channel": ""}]
+    table = write_rows(tmp_path / "p.csv", [{"Customer No": row["Customer No"], "date": 2, "margin": 4}])
+    changes = {"path": write_rows(tmp_path / "s.csv", rows), "joined": None, "left": None}
+    paths = [{**shop[2].purchases, "path": path} for path in (None, table)]
+    found = imported(shop, **changes, lists_silence=lists_silence, purchases=paths[with_table])
+    assert found.log.bought[2 - 1].any() and found.calendar.knows_silence is knows
+    path = tmp_path / "log.parquet"
+    send_log.write(path, found.log, found.calendar, *names_of(shop[1]))
+    old = send_log.read(path, *names_of(shop[1]))
+    assert old[1] == found.calendar
+    assert imported(shop, old, **changes, purchases=paths[1]).calendar.knows_silence is knows
+    assert not imported(shop, old, **changes, purchases=paths[0]).calendar.knows_silence
+
+
+def test_a_log_of_another_version_is_refused(shop, tmp_path):
+    found = imported(shop)
+    path = tmp_path / "log.parquet"
+    send_log.write(path, found.log, found.calendar, *names_of(shop[1]))
+    table = pq.read_table(path)
+    pq.write_table(table.replace_schema_metadata({send_log.KEY: b'{"start": 1}'}), path)
+    with pytest.raises(ValueError, match=r"log\.parquet: expected a log of this version .*: import all sends anew"):
+        send_log.read(path, *names_of(shop[1]))
 
 
 def test_what_came_later_of_old_sends_changes_the_log(shop, tmp_path):

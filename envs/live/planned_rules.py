@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from envs.live.plan.arms import ARMS, HOLDOUT, Arms
+from envs.live.plan.arms import ARMS, HOLDOUT, Arms, expected_shares
 from envs.live.plan.output.plan_file import plans_in, read_facts
 from envs.offers.logs.customer_weeks import CustomerWeeks
 from envs.offers.logs.schema import COLUMNS
@@ -20,14 +20,16 @@ from envs.offers.logs.send_log import Calendar
 from envs.offers.world.catalogue import Catalogue
 from rlcore.offline.logged_dataset import FIRST_ROW, LoggedDataset
 from rlcore.offline.parquet_files import read_parquet
+from rlcore.uplift.balance import sample_ratio
 
 
 class AssignedWeeks(NamedTuple):
     """The decisions that rules made, each with its rule, and sentences on who counts."""
 
     decisions: LoggedDataset
-    #: margin a week that each decision's customer had brought before its first plan, NaN where unknown; None: of nobody
-    before: torch.Tensor | None
+    #: margin a week that each decision's customer had brought before the first week with both rules and a plan of the
+    #: customer, NaN where unknown
+    before: torch.Tensor
     notes: list[str]
 
 
@@ -56,13 +58,18 @@ def assigned_weeks(
     moved = planned.moved(has_both)
     is_in_test = np.isin(arm[has_both], number).any(0)
     arm[:, moved] = -1
-    notes = [left_of(rule, (arm[has_both] == k).any(0), log) for rule, k in zip(rules, number)]
+    in_arm = [(arm[has_both] == k).any(0) for k in number]
+    notes = [left_of(rule, its, log) for rule, its in zip(rules, in_arm)]
+    shares = planned.shares_of_the_unmoved(has_both, moved)
+    if shares is not None:
+        notes.append(sizes(rules, [int(its.sum()) for its in in_arm], [shares[rule] for rule in rules]))
     if (moved & is_in_test).any():
         notes.append(f"{int((moved & is_in_test).sum()):,} customers are of two arms in these plans: left out")
     if planned.unknown:
         notes.append(f"{planned.unknown:,} customers of the plans are in no week of the log: left out")
     decisions = decisions_of(log, calendar, catalogue, arm)
-    return AssignedWeeks(decisions, margin_before(log, arm)[decisions.unit], notes)
+    compared = np.where(has_both[:, None], arm, -1)  # before them all arms did the same
+    return AssignedWeeks(decisions, margin_before(log, compared)[decisions.unit], notes)
 
 
 def check_purchases(calendar: Calendar) -> None:
@@ -103,12 +110,21 @@ def left_of(rule: str, in_arm: np.ndarray, log: CustomerWeeks) -> str:
     return f"{rule}: {left:,} of {int(in_arm.sum()):,} customers left, and bring 0 from then on"
 
 
+def sizes(rules: list[str], customers: list[int], shares: list[float]) -> str:
+    """Say whether the rules' customers are as many as their shares of all customers give."""
+    p = sample_ratio(torch.tensor(customers), torch.tensor(shares))
+    has = " and ".join(f"{rule} {n:,}" for rule, n in zip(rules, customers))
+    expected = " and ".join(f"{sum(customers) * share / sum(shares):,.1f}" for share in shares)
+    return f"customers: {has}; by the shares of the plans {expected} (p = {p:.2g})"
+
+
 class PlannedArms(NamedTuple):
     """The customers' arms in the W weeks of a log; −1: no plan of the week."""
 
     given: np.ndarray  #: int8 [W, N]; −1 also: none of the customer so far, or the customer was not in the log yet
     by_lot: np.ndarray  #: everybody's by the lot alone, where contact rules hold nobody out, int8 [W, N]
     follows_lots: np.ndarray  #: whether the plan's arms are those of its shares' lots, bool [W]; True without a plan
+    shares: dict[int, Arms]  #: of each week with a plan
     unknown: int  #: customers of the plans whom the log lacks
 
     def moved(self, weeks: np.ndarray) -> np.ndarray:
@@ -121,6 +137,21 @@ class PlannedArms(NamedTuple):
         if moved.any() and not self.follows_lots[weeks].all():
             moved |= self.given[weeks][0] < 0
         return moved
+
+    def shares_of_the_unmoved(self, weeks: np.ndarray, moved: np.ndarray) -> dict[str, float] | None:
+        """Return which shares of all customers have the same arm in all of some weeks, bool [W], by the arm's name.
+
+        `moved`, bool [N], are the customers who have not. None where their lots were drawn anew: nothing tells then.
+        """
+        shares = [self.shares[week] for week in np.flatnonzero(weeks)]
+        if not shares or len({x.salt for x in shares}) > 1 or (moved.any() and not self.follows_lots[weeks].all()):
+            return None
+        least, most = (
+            {name: end(getattr(x, name) for x in shares) for name in ("holdout", "random", "bau")} for end in (min, max)
+        )
+        # each arm has a lot of its own: who is always in it is below its least share, who never is above its greatest
+        of_arm = {name: expected_shares(**{**most, name: least[name]})[name] for name in least}
+        return {**of_arm, "rl": expected_shares(**most)["rl"]}
 
 
 def planned_arms(log: CustomerWeeks, folder: Path) -> PlannedArms:
@@ -156,7 +187,7 @@ def planned_arms(log: CustomerWeeks, folder: Path) -> PlannedArms:
         if follows_lots[week]:
             latest = np.where(latest >= 0, drawn, -1)
         arm[week] = np.where(log.first <= week, latest, -1)
-    return PlannedArms(arm, lot, follows_lots, len(unknown))
+    return PlannedArms(arm, lot, follows_lots, {week: arms for week, (_, arms) in plans.items()}, len(unknown))
 
 
 def decisions_of(log: CustomerWeeks, calendar: Calendar, catalogue: Catalogue, arm: np.ndarray) -> LoggedDataset:

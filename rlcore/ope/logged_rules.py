@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,7 +19,15 @@ from rlcore.ope.detectable import found_with
 from rlcore.ope.evaluator import NET
 from rlcore.ope.intervals import normal_quantile
 from rlcore.runs.report import Report
-from rlcore.uplift.mean_differences import Estimate, difference, group_mean, mean_estimate, standardized_mean
+from rlcore.uplift.mean_differences import (
+    Estimate,
+    GroupMean,
+    difference,
+    group_mean,
+    mean_estimate,
+    standardized_mean,
+    total,
+)
 
 FEW = 30  # units of a rule below which its interval is not to be trusted
 ROUNDING = 1e-6  # of what units brought before: units that differ by less are alike
@@ -55,8 +63,8 @@ def compare_rules(
             f"{dataset.names.unit}s or more, got none"
         )
     decided = [by_rule & (weight[step] > 0) for by_rule in decided]
-    spread = None if before is None else spread_within(before, decided, step)
-    rows = rows_of(rules, kinds, decided, unit, step, weight, level, spread)
+    past = None if before is None else past_of(before, decided, step)
+    rows = rows_of(rules, kinds, decided, unit, step, weight, level, past)
     judged_row = list(rows.values())[-1]  # the adjusted difference, where there is one
     columns: dict[str, Callable[[dict[str, Any]], str]] = {
         "decisions": lambda row: "" if row["decisions"] is None else f"{row['decisions']:,}",
@@ -71,7 +79,7 @@ def compare_rules(
         for rule in rules
         if rows[rule]["units"] < FEW
     ]
-    alike = [] if before is None or spread is None else balance(before, decided, unit, rules, dataset.names, level)
+    alike = [] if before is None or past is None else balance(before, decided, unit, rules, dataset.names, level)
     steps = f"{compared} of {len(weight)} {dataset.names.step}s: those with both rules, each by its number of decisions"
     below = [*few, *notes, *alike, *([steps] if len(weight) > 1 else [])]
     is_charged = not torch.equal(kinds[NET], kinds[dataset.names.reward])
@@ -98,59 +106,69 @@ def rows_of(
     step: Tensor,
     weight: Tensor,
     level: float,
-    spread: Tensor | None,
+    past: Past | None,
 ) -> dict[str, dict[str, Any]]:
-    """Return a row of estimates for each rule, for their difference, and for the difference adjusted by a spread."""
+    """Return a row of estimates for each rule, for their difference, and for the difference adjusted for the past."""
     rows: dict[str, dict[str, Any]] = {
         rule: {"decisions": int(by_rule.sum()), "units": len(torch.unique(unit[by_rule]))}
         for rule, by_rule in zip(rules, decided)
     }
-    differences: dict[str, Tensor | None] = {less(rules): None}
-    if spread is not None:
-        differences[f"{less(rules)}, adjusted"] = spread
     for kind, x in kinds.items():
-        means = [standardized_mean(x, by_rule, unit, step, weight) for by_rule in decided]
-        for rule, mean in zip(rules, means):
+        one, other = (standardized_mean(x, by_rule, unit, step, weight) for by_rule in decided)
+        differences = {less(rules): difference(one, other, level)}
+        if past is not None:
+            parts = adjusted_parts(x.double(), past, decided, unit, step, weight)
+            differences[f"{less(rules)}, adjusted"] = total(parts, level)
+        for rule, mean in zip(rules, (one, other)):
             put(rows[rule], kind, mean_estimate(mean, level))
-        for name, by in differences.items():
-            if by is not None:
-                x = adjusted(x.double(), by, decided, step)
-                means = [standardized_mean(x, by_rule, unit, step, weight) for by_rule in decided]
-            row = rows.setdefault(name, {"decisions": None, "units": None})
-            put(row, kind, difference(means[0], means[1], level))
+        for name, found in differences.items():
+            put(rows.setdefault(name, {"decisions": None, "units": None}), kind, found)
     return rows
 
 
-def spread_within(before: Tensor, decided: list[Tensor], step: Tensor) -> Tensor | None:
-    """Return `before` [N] less its mean over the decisions of both rules, 0 where unknown; None where all are alike.
+class Past(NamedTuple):
+    """What units had brought before the rules decided for them."""
 
-    It is 0 for a rule whose units were alike in each step, but for rounding: no slope can be told from them.
+    spread: Tensor  #: of each decision's unit, less the mean over the decisions of both rules; 0 where unknown, [N]
+    varies: list[bool]  #: whether a rule's units differ in it, within steps and by more than rounding
+
+
+def past_of(before: Tensor, decided: list[Tensor], step: Tensor) -> Past | None:
+    """Return what units had brought, `before` [N], NaN where unknown; None where each rule's were alike.
+
+    No slope can be told from units that were alike in each step, but for rounding.
     """
     known = torch.stack(decided).any(0) & ~before.isnan()
     if not known.any():
         return None
     brought = before[known].double()
-    centred = torch.where(before.isnan(), 0.0, before.double() - brought.mean())
+    spread = torch.where(before.isnan(), 0.0, before.double() - brought.mean())
     rounding = ROUNDING * brought.square().mean().sqrt()
-    for by_rule in decided:
-        if less_cell_means(centred, by_rule, step).square().mean().sqrt() <= rounding:
-            centred[by_rule] = 0.0
-    return centred if any(centred[by_rule].any() for by_rule in decided) else None
+    within = [less_cell_means(spread, by_rule, step).square().mean().sqrt() for by_rule in decided]
+    varies = [bool(deviation > rounding) for deviation in within]
+    return Past(spread, varies) if any(varies) else None
 
 
-def adjusted(x: Tensor, spread: Tensor, decided: list[Tensor], step: Tensor) -> Tensor:
-    """Return x [N] − β·spread, β by a regression of each rule's own within its steps (CUPED with Lin 2013's slopes).
+def adjusted_parts(
+    x: Tensor, past: Past, decided: list[Tensor], unit: Tensor, step: Tensor, weight: Tensor
+) -> list[GroupMean]:
+    """Return the means whose sum is the difference of x [N] adjusted for the past (CUPED with Lin 2013's slopes).
 
     What units brought before is alike in both rules but by chance, so the difference keeps its mean and loses the part
-    of its variance that lasting differences between units make (Deng, Xu, Kohavi & Walker 2013). With a slope a rule,
-    rules of unequal size lose it too. That slopes are estimated costs little with many units.
+    of its variance that lasting differences between units make (Deng, Xu, Kohavi & Walker 2013). The two rules' means
+    are of x − β·(past − mean of the past), each with the β of its own regression within steps, so that rules of unequal
+    size lose it too. The mean of the past is that of these units, and with other units it would be another: it moves
+    the difference by β₁ − β₂ times as much (Negi & Wooldridge 2021), which is the third part, of value 0. That slopes
+    are estimated costs little with many units.
     """
-    result = x.clone()
-    for by_rule in decided:
-        within = less_cell_means(spread, by_rule, step)
-        slope = (within * x[by_rule]).sum() / within.square().sum().clamp_min(torch.finfo(x.dtype).tiny)
-        result[by_rule] = x[by_rule] - slope * spread[by_rule]
-    return result
+    means, slopes = [], []
+    for by_rule, varies in zip(decided, past.varies):
+        within = less_cell_means(past.spread, by_rule, step)
+        slope = (within * x[by_rule]).sum() / within.square().sum() if varies else x.new_zeros(())
+        means.append(standardized_mean(x - slope * past.spread, by_rule, unit, step, weight))
+        slopes.append(slope.item())
+    of_both = standardized_mean(past.spread, torch.stack(decided).any(0), unit, step, weight)
+    return [means[0], means[1].times(-1), of_both.times(slopes[0] - slopes[1])]
 
 
 def less_cell_means(x: Tensor, by_rule: Tensor, step: Tensor) -> Tensor:

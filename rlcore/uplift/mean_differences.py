@@ -8,6 +8,8 @@ with equal sizes give that of pairs.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from itertools import combinations_with_replacement
 from typing import NamedTuple
 
 import torch
@@ -29,6 +31,10 @@ class GroupMean(NamedTuple):
     def variance(self) -> float:
         """Variance of the mean over draws of clusters."""
         return self.moves.square().sum().item()
+
+    def times(self, factor: float) -> GroupMean:
+        """Return the mean of the rows times a factor."""
+        return self._replace(value=factor * self.value, moves=factor * self.moves)
 
 
 class Estimate(NamedTuple):
@@ -83,24 +89,28 @@ def mean_estimate(mean: GroupMean, level: float) -> Estimate:
 
 def difference(one: GroupMean, other: GroupMean, level: float) -> Estimate:
     """Return `one` − `other` with its interval; a cluster with rows in both groups counts as paired."""
-    variance = (one.moves - other.moves).square().sum().item()
-    return with_interval(one.value - other.value, variance, freedom(one, other), level)
+    return total([one, other.times(-1)], level)
 
 
-def freedom(one: GroupMean, other: GroupMean) -> float:
-    """Return Satterthwaite's degrees of freedom of the difference of two means.
+def total(means: Sequence[GroupMean], level: float) -> Estimate:
+    """Return the sum of means with its interval; a cluster with rows in several of them moves the sum as a whole."""
+    variance = torch.stack([mean.moves for mean in means]).sum(0).square().sum().item()
+    return with_interval(sum(mean.value for mean in means), variance, freedom(*means), level)
 
-    The moves have a covariance G = G₁ + G₂, and the sum of their squares has (tr G)² / tr G² degrees of freedom.
+
+def freedom(*means: GroupMean) -> float:
+    """Return Satterthwaite's degrees of freedom of a sum of means.
+
+    The moves have a covariance G = Σ_k G_k, and the sum of their squares has (tr G)² / tr G² degrees of freedom.
     G_k = V_k·Σ_s ω_s·(diag(d_s) − p_s·p_sᵀ), d_s = h_s / (1 − h_s), p_s = h_s / √(1 − h_s), for a mean of variance V_k
     in whose stratum s clusters have the shares h_s, if rows are independent and alike (the working model of Bell &
     McCaffrey 2002); ω_s is the stratum's part of the variance.
     """
-    spread = (
-        one.variance**2 * overlap(one, one)
-        + other.variance**2 * overlap(other, other)
-        + 2 * one.variance * other.variance * overlap(one, other)
+    spread = sum(
+        (1 if one is other else 2) * one.variance * other.variance * overlap(one, other)
+        for one, other in combinations_with_replacement(means, 2)
     )
-    return (one.variance + other.variance) ** 2 / spread if spread else math.inf
+    return sum(mean.variance for mean in means) ** 2 / spread if spread else math.inf
 
 
 def overlap(one: GroupMean, other: GroupMean) -> float:

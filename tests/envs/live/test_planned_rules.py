@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from scipy.stats import chi2
 
 pytest.importorskip("pyarrow")  # extra `logs`
 from envs.live.plan.arms import ARMS, BAU, HOLDOUT, RL, Arms
-from envs.live.planned_rules import assigned_weeks
+from envs.live.planned_rules import assigned_weeks, margin_before
 from envs.offers.logs.customer_weeks import CustomerWeeks
 from envs.offers.logs.send_log import Calendar
 from plan_files import HALF, write_plan
@@ -183,6 +185,47 @@ def test_customers_who_came_after_all_lots_were_drawn_anew_are_left_out(tmp_path
     assert row["profit"] == pytest.approx(0, abs=1e-12)
 
 
+def sizes_of(found):
+    """The p-value of the arms' sizes, and what the line says of them."""
+    (line,) = [note for note in found.notes if note.startswith("customers: ")]
+    said, p = line.split(" (p = ")
+    return said, float(p[:-1])
+
+
+def test_an_arm_that_lost_customers_is_told_by_its_size(tmp_path):
+    """Everybody brings the same, so nothing else tells that an import lost customers of one arm."""
+    ids = [f"K{k}" for k in range(3000)]
+    arm = HALF.of(ids, np.zeros(3000, dtype=bool))
+    lost = set(np.flatnonzero(arm == RL)[::8].tolist())
+    for week in (1, 2):
+        write_plan(tmp_path, week, dict(zip(ids, arm.tolist())))
+    whole = assigned_weeks(log(ids, 4), CALENDAR, CATALOGUE, ["rl", "bau"], tmp_path)
+    n = [int((arm == k).sum()) for k in (RL, BAU)]
+    expected = f"{sum(n) / 2:,.1f}"
+    said, p = sizes_of(whole)
+    assert said == f"customers: rl {n[0]:,} and bau {n[1]:,}; by the shares of the plans {expected} and {expected}"
+    statistic = (n[0] - n[1]) ** 2 / sum(n)
+    assert p == pytest.approx(chi2.sf(statistic, 1), rel=0.05) and p > 0.05
+    known = [name for k, name in enumerate(ids) if k not in lost]
+    assert sizes_of(assigned_weeks(log(known, 4), CALENDAR, CATALOGUE, ["rl", "bau"], tmp_path))[1] < 0.02
+
+
+@pytest.mark.parametrize("rules", [["rl", "bau"], ["rl", "holdout"], ["random", "bau"]])
+def test_shares_that_changed_give_the_sizes_of_those_who_did_not_move(tmp_path, rules):
+    ids = [f"K{k}" for k in range(5000)]
+    for week, shares in ((1, Arms(3, 0.2, 0.1, 0.3)), (2, Arms(3, 0.1, 0.3, 0.6))):
+        arm = shares.of(ids, np.zeros(5000, dtype=bool))
+        write_plan(tmp_path, week, dict(zip(ids, arm.tolist())), shares)
+    said, p = sizes_of(assigned_weeks(log(ids, 4), CALENDAR, CATALOGUE, rules, tmp_path))
+    share = {"holdout": 0.1, "random": 0.8 * 0.1, "bau": 0.8 * 0.7 * 0.3, "rl": 0.8 * 0.7 * 0.4}
+    ratio = share[rules[0]] / (share[rules[0]] + share[rules[1]])
+    n = [int(x.replace(",", "")) for x in re.findall(r"(?:rl|bau|holdout|random) ([\d,]+)", said)]
+    assert said.endswith(f"{sum(n) * ratio:,.1f} and {sum(n) * (1 - ratio):,.1f}") and p > 0.01
+    write_plan(tmp_path, 3, dict(zip(ids, arm.tolist())), Arms(4, 0.1, 0.3, 0.6))
+    notes = assigned_weeks(log(ids, 4), CALENDAR, CATALOGUE, rules, tmp_path).notes
+    assert not [note for note in notes if note.startswith("customers: ")]  # the lots were drawn anew
+
+
 def test_purchases_that_are_known_of_sends_alone_compare_no_arms(tmp_path):
     made = log("wxyz", 4)
     made.bought[:] = False
@@ -210,16 +253,20 @@ def test_plans_of_another_log_are_refused(tmp_path):
     refused("rules: expected two of holdout, random, bau, rl, got 'ours'", rules=("rl", "ours"))
 
 
-def test_what_a_customer_brought_before_its_first_plan(tmp_path):
-    made = log("wxyz", 5)
-    made.margin[:] = np.arange(5)[:, None] + 10 * np.arange(4)
-    made.first[2] = 2  # came with the first plan
-    made.first[3] = 1
-    made.margin[:2, 2], made.margin[0, 3] = 0.0, 0.0
-    write_plan(tmp_path, 2, {"w": RL, "y": BAU, "z": BAU})
-    write_plan(tmp_path, 3, {"w": RL, "x": RL, "y": BAU, "z": BAU})
+def test_what_a_customer_brought_before_its_first_week_with_both_arms(tmp_path):
+    """In week 1 all are in rl: what they brought in it was before the test, as in `test_size`."""
+    made = log("vwxyz", 6)
+    made.margin[:] = np.arange(6)[:, None] + 10 * np.arange(5)
+    made.first[3] = 3  # came with the test
+    made.first[4] = 2
+    made.margin[:3, 3], made.margin[:2, 4] = 0.0, 0.0
+    write_plan(tmp_path, 1, dict.fromkeys("vwxyz", RL))
+    write_plan(tmp_path, 3, {"v": BAU, "w": RL, "y": BAU, "z": RL})
+    write_plan(tmp_path, 4, {"v": BAU, "w": RL, "x": RL, "y": BAU, "z": RL})
     found = assigned_weeks(made, CALENDAR, CATALOGUE, ["rl", "bau"], tmp_path)
     names = found.decisions.names_of_units(found.decisions.unit)
     before = dict(zip(names, found.before.tolist()))
-    assert before["w"] == 0.5 and before["x"] == 11.0 and before["z"] == 31.0  # weeks 0–1, 0–2, 1
+    assert before["w"] == 11.0 and before["z"] == 42.0  # weeks 0–2, 2
     assert np.isnan(before["y"])
+    of_all = margin_before(made, np.where(np.arange(6)[:, None] < 3, -1, np.zeros((6, 5), dtype=np.int8)))
+    assert before["w"] == of_all[1] and before["z"] == of_all[4]

@@ -150,13 +150,36 @@ def test_the_adjusted_difference_is_that_of_a_regression_on_what_units_brought_b
     assert f"({row['reward']:+.4g}" in found.extra["verdicts"][0]
 
 
-def test_intervals_of_the_adjusted_difference_hold():
-    held = 0
+@pytest.mark.parametrize("slopes", [(1.6, 1.6), (0.6, 3.0), (1.0, 1.5)])
+def test_intervals_of_the_adjusted_difference_hold_for_new_units(slopes):
+    """Every test draws its units anew; the slopes of what they bring on what they brought are those of the rules."""
+    held, n = 0, 120
     for seed in range(200):
-        dataset, before = of_two_rules(seed, effect=0.1, correlation=0.8, units=60)
+        generator = torch.Generator().manual_seed(seed)
+        before, noise = torch.randn(2, n, generator=generator, dtype=torch.float64)
+        policy = (torch.arange(n) % 3 == 0).long()
+        reward = torch.tensor(slopes, dtype=torch.float64)[policy] * before + 0.1 * policy + 0.5 * noise
+        dataset = replace(log(torch.arange(n), policy, reward.float()), cost=torch.zeros(n))
         low, high = compare_rules(dataset, ["b", "a"], 0.95, before).rows["b less a, adjusted"]["reward_ci"]
         held += low < 0.1 < high
     assert 183 <= held <= 197  # 190 ± 2.3 standard errors
+
+
+def test_the_adjusted_interval_has_the_variance_of_the_mean_of_what_units_brought():
+    """By numpy: residuals of each rule's least squares, and (β₁ − β₂)² times the variance of the mean of all."""
+    generator = torch.Generator().manual_seed(5)
+    before, noise = torch.randn(2, 1000, generator=generator, dtype=torch.float64)
+    policy = (torch.arange(1000) % 4 == 0).long()
+    reward = (torch.tensor([0.5, 2.0])[policy] * before + noise).float()
+    dataset = replace(log(torch.arange(1000), policy, reward), cost=torch.zeros(1000))
+    row = compare_rules(dataset, ["b", "a"], 0.95, before).rows["b less a, adjusted"]
+    x, y, is_b = before.numpy(), reward.double().numpy(), policy.numpy() == 1
+    fits = [stats.linregress(x[of_rule], y[of_rule]) for of_rule in (is_b, ~is_b)]
+    variance = (fits[0].slope - fits[1].slope) ** 2 * x.var(ddof=1) / 1000
+    for fit, of_rule in zip(fits, (is_b, ~is_b)):
+        variance += (y[of_rule] - fit.slope * x[of_rule]).var(ddof=1) / of_rule.sum()
+    low, high = row["reward_ci"]
+    assert (high - low) / 2 == pytest.approx(1.96 * variance**0.5, rel=0.01)
 
 
 def test_nothing_is_adjusted_where_units_were_alike_before():
@@ -205,15 +228,15 @@ def test_rules_with_too_few_units_known_before_are_compared_and_not_called_alike
     assert "before any of these decisions" not in caption and caption.startswith("b was better than a")
 
 
-def test_rules_of_unequal_size_and_slope_lose_the_whole_spread_of_before():
-    """One slope for both rules would leave a part of it to the smaller one (Freedman 2008)."""
+def test_rules_of_unequal_size_and_slope_lose_the_spread_of_before_but_for_that_of_its_mean():
+    """One slope for both rules would leave more of it to the smaller one (Freedman 2008)."""
     generator = torch.Generator().manual_seed(0)
     before, noise = torch.randn(2, 4000, generator=generator, dtype=torch.float64)
     policy = (torch.arange(4000) % 20 == 0).long()  # a twentieth
     reward = torch.where(policy == 1, 0.2, 1.0) * 3 * before + 0.5 * noise
     dataset = replace(log(torch.arange(4000), policy, reward.float()), cost=torch.zeros(4000))
     low, high = compare_rules(dataset, ["b", "a"], 0.95, before).rows["b less a, adjusted"]["reward_ci"]
-    error = 0.5 * (1 / 200 + 1 / 3800) ** 0.5
+    error = (0.5**2 * (1 / 200 + 1 / 3800) + (3 - 0.6) ** 2 / 4000) ** 0.5
     assert low < 0 < high and high - low == pytest.approx(2 * 1.97 * error, rel=0.1)
 
 

@@ -7,6 +7,8 @@ import re
 import shlex
 import subprocess
 import sys
+import textwrap
+from collections import Counter
 from decimal import Decimal
 from pathlib import Path
 
@@ -23,11 +25,11 @@ LAST_MINUTE = dt.datetime(2026, 12, 13, 23, 59, tzinfo=dt.timezone.utc)
 
 def functions_of_the_page(path, now):
     """The page's functions at a time, by name, and the sender's file of five rows."""
-    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    blocks = re.findall(r"^ *```python\n(.*?)```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
     names: dict = {}
     for block in blocks[1:]:  # the first is no program
-        assert len(block.splitlines()) <= 40
-        exec(block, names)
+        assert len(block.splitlines()) <= 55
+        exec(textwrap.dedent(block), names)
 
     class Clock(dt.datetime):
         @classmethod
@@ -94,11 +96,64 @@ def test_after_a_restore_nothing_is_sent_twice(tmp_path):
         page["send_plan"](ledger, path, 48, 10.9, mail)
     (tmp_path / "copy.db").rename(tmp_path / "restored.db")
     restored = page["open_money"](tmp_path / "restored.db")
-    assert page["reserve_sent"](restored, path, 48, 10.9, set(went)) == {"reserved": 3}
-    assert page["reserve_sent"](restored, path, 48, 10.9, set(went)) == {"known": 3}
+    assert page["reserve_sent"](restored, path, 48, 10.9, set(went), set()) == {"reserved": 3}
+    assert page["reserve_sent"](restored, path, 48, 10.9, set(went), set()) == {"known": 3}
     assert page["send_plan"](restored, path, 48, 10.9, mail) == {"known": 3, "reserved": 2}
     assert went == [f"week=48.csv:{number}" for number in range(1, 6)]
     assert restored.balance(0, 48).reserved == to_units(10.9) and restored.audit().sound
+
+
+def test_after_a_restore_the_books_are_those_of_the_lost_file(tmp_path):
+    """The copy is older than the week, whose offers have ended, and a customer was erased since."""
+    path, after = tmp_path / "week=47.csv", LAST_MINUTE + dt.timedelta(days=1)
+    page = functions_of_the_page(path, LAST_MINUTE)
+    lost = SqliteLedger(tmp_path / "money.db", caller="test", timeout=5.0, sync="normal")
+    lost.back_up(tmp_path / "copy.db")
+    # 9.4 is enough only because the message of c1 bounces
+    sent = page["send_plan"](lost, path, 47, 9.4, lambda row, idempotency_key: row["customer"] != "c1")
+    assert sent == {"reserved": 4, "released": 1}
+
+    def till(ledger):
+        ledger.settle(0, 47, "c0", to_units(1.2), message="receipt 0")
+        ledger.refund(0, 47, "c0", to_units(0.2), message="refund 0")
+        ledger.settle(0, 47, "c2", to_units(1.0), message="receipt 2")
+        ledger.reverse(0, 47, "c2", message="receipt 2")
+        ledger.settle(0, 47, "c3", to_units(5.0), message="receipt 3")
+        assert ledger.expire(after) == 1 and ledger.erase("c3")
+
+    till(lost)
+    restored = page["open_money"](tmp_path / "copy.db")
+    keys = [f"week=47.csv:{number}" for number in range(1, 6)]
+    replayed = page["reserve_sent"](restored, path, 47, 9.4, set(keys) - {keys[1]}, {keys[1]})
+    assert replayed == {"reserved": 4, "released": 1}
+    till(restored)
+    assert restored.balance(0, 47) == lost.balance(0, 47) and restored.audit().sound
+    for customer in ("c0", "c1", "c2", "c3", "c4"):
+        assert restored.entry(0, 47, customer) == lost.entry(0, 47, customer)
+    assert restored.entry(0, 47, "c3") is None
+
+
+def test_who_was_erased_is_sent_nothing_again_and_stays_out_of_the_ledger(tmp_path):
+    path, went = tmp_path / "week=48.csv", []
+    page = functions_of_the_page(path, LAST_MINUTE)
+    ledger = SqliteLedger(tmp_path / "money.db", caller="test", timeout=5.0, sync="normal")
+
+    def mail(row, idempotency_key):
+        went.append(row["customer"])
+        return row["customer"] != "c1"
+
+    assert page["send_plan"](ledger, path, 48, 4.5, mail) == {"reserved": 3, "released": 1, "refused": 1}
+    ledger.settle(0, 48, "c0", to_units(1.0), message="receipt 0")
+    for customer in ("c0", "c1", "c3"):  # paid, bounced, refused
+        ledger.erase(customer)
+    ledger.fund(0, 48, to_units(20), grace=0)
+    for answer in ("reserved", "known"):
+        assert page["send_plan"](ledger, path, 48, 20, mail) == Counter(["erased"] * 2 + ["known"] * 2 + [answer])
+    assert went == ["c0", "c1", "c2", "c4", "c3"]
+    assert not ledger.erase("c0") and not ledger.erase("c1")
+    assert page["reserve_sent"](ledger, path, 48, 20, {"week=48.csv:1"}, set()) == {"erased": 1}
+    ledger.settle(0, 48, "c0", to_units(1.0), message="receipt 5")  # the id is back, by a payment
+    assert page["send_plan"](ledger, path, 48, 20, mail)["erased"] == 1 and len(went) == 5
 
 
 def test_a_sender_without_a_ledgers_file_stops(tmp_path):

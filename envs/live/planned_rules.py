@@ -143,7 +143,7 @@ class PlannedArms(NamedTuple):
 
         `moved`, bool [N], are the customers who have not. None where their lots were drawn anew: nothing tells then.
         """
-        shares = [self.shares[week] for week in np.flatnonzero(weeks)]
+        shares = [self.shares[week] for week in np.flatnonzero(weeks).tolist()]
         if not shares or len({x.salt for x in shares}) > 1 or (moved.any() and not self.follows_lots[weeks].all()):
             return None
         least, most = (

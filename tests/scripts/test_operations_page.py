@@ -48,7 +48,8 @@ def shop(tmp_path_factory):
 def weekly(folder: Path, week: int, money: int, *arguments: str) -> subprocess.CompletedProcess:
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     first = {} if (folder / "log.parquet").exists() else {"FIRST": "1"}
-    environment = {**os.environ, "PATH": path, "WEEK": str(week), **first}
+    bounds = "messages=1- spend=-1000"  # the arm rl of this policy may send nothing
+    environment = {**os.environ, "PATH": path, "WEEK": str(week), "BOUNDS": bounds, **first}
     # a policy of two iterations sends little: 40 % of the customers get what chance says, so that there are sends
     arms = ["arms.random=0.4", "arms.bau=0.2", "shop_rule.decisions=exports/$MONDAY/ours.csv"]
     command = ["bash", str(folder / "weekly.sh"), str(money), *arms, *arguments]
@@ -128,13 +129,19 @@ def test_the_weekly_job_runs_twice_and_what_was_sent_becomes_a_log_with_propensi
     sent, log = shop / "sent" / "week=48.csv", shop / "log.parquet"
     before, logged = sent.read_bytes(), log.read_bytes()
     handed_over = pq.read_table(shop / "sent/week=48.parquet").to_pylist()
-    spend = sum(row["spend"] for row in handed_over if row["offer"])
-    totals = f"{len(rows_of(sent))} messages, expected spend {round(spend, 2)}"
+    spend = sum(row["spend"] for row in handed_over)
+    sent_of = {
+        arm: sum(row["arm"] == arm and row["offer"] != "" for row in handed_over) for arm in ("random", "bau", "rl")
+    }
+    arms = ", ".join(f"{arm} {n}" for arm, n in sent_of.items())
+    totals = f"{len(rows_of(sent))} messages ({arms}), expected spend {round(spend, 2)}"
     assert first.stdout.splitlines()[-1] == f"week 48: {totals}, handed over"
     assert sum(row["arm"] == "bau" and row["offer"] == "coffee" for row in handed_over)
     assert sorted(path.name for path in sent.parent.iterdir()) == ["week=48.csv", "week=48.parquet"]
+    planned_before = (shop / "plan/week=48.csv").read_bytes()
     other = weekly(shop, 48, 2000)
-    assert other.returncode == 2 and "replace" in other.stderr.splitlines()[-2]
+    assert other.returncode == 0 and other.stdout.splitlines()[-1] == f"week 48: {totals}, handed over"
+    assert (shop / "plan/week=48.csv").read_bytes() == planned_before
     assert sent.read_bytes() == before and log.read_bytes() == logged
 
     told = export_what_was_sent(shop)

@@ -6,8 +6,10 @@ import json
 
 import numpy as np
 import pytest
+import yaml
 
 import script_runner
+from envs.configuration import CONF
 from envs.offers.logs import send_log
 from envs.offers.logs.customer_weeks import CustomerWeeks
 
@@ -37,10 +39,16 @@ def test_the_table_of_a_log(folder):
     assert list(found["weeks"]) == ["4"]  # the log has too few weeks for the other lengths
     row = found["weeks"]["4"]
     assert 0 < row["adjusted"] < row["plain"] and row["correlation"] > 0.5
-    assert found["customers"] == pytest.approx({"rl": 200 * 0.95 * 0.9 * 0.7, "bau": 200 * 0.95 * 0.9 * 0.3})
+    assert found["customers"] == pytest.approx({"rl": 200 * 0.95 * 0.99 * 0.7, "bau": 200 * 0.95 * 0.99 * 0.3})
     shown = " ".join(done.stdout.split())
     assert f"{row['plain']:.3g} ({row['plain'] / row['mean']:.1%})" in shown
     assert "left out, without as many weeks before: 8, 12, 26 weeks" in shown
+
+
+def test_the_arms_are_those_of_a_plan_but_for_bau():
+    """Which is 0 in a plan, so that nothing could be compared."""
+    of_test, of_plan = (yaml.safe_load((CONF / f"{name}.yaml").read_text())["arms"] for name in ("test_size", "plan"))
+    assert {**of_plan, "bau": 0.5} == {**of_test, "salt": None}
 
 
 @pytest.mark.slow

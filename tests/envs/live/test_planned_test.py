@@ -77,7 +77,10 @@ def lives(customers, weeks, seed):
 
 
 def test_the_comparison_of_the_last_weeks_plans_has_the_numbers_that_were_said(tmp_path):
-    """Customers left before the test and in it, and the customer table, so every plan, has them all to the end."""
+    """Customers left before the test and in it, and the customer table, so every plan, has them all to the end.
+
+    Before the test the policy ran alone: what customers brought then was before the test, too.
+    """
     weeks, customers = 6, 4000
     made = lives(customers, 26, seed=0)
     made.last[: customers // 2] = np.random.default_rng(1).integers(0, 26, customers // 2)
@@ -86,6 +89,8 @@ def test_the_comparison_of_the_last_weeks_plans_has_the_numbers_that_were_said(t
     said = table(made, weeks=[weeks])
     shares = Arms(3, 0.0, 0.0, 0.5)
     arm = shares.of(made.ids, np.zeros(customers, dtype=bool))
+    for week in (0, 9):
+        write_plan(tmp_path, week, dict.fromkeys(made.ids, RL), Arms(3, 0.0, 0.0, 0.0))
     for week in range(26 - weeks, 26):
         write_plan(tmp_path, week, dict(zip(made.ids, arm.tolist())), shares)
     found = assigned_weeks(made, CALENDAR, CATALOGUE, ["rl", "bau"], tmp_path)

@@ -213,6 +213,7 @@ def test_ids_that_are_numbers_are_the_texts_of_a_csv_file(tmp_path):
         ),
         ("customer,offer,channel\nK100001,coffee,app\nK100001,coffee,app\n", "row 3: customer 'K100001' comes twice"),
         ("customer,offer\nK100001,coffee\n", "no column 'channel'"),
+        ("customer,offer,channel\n", "expected decisions, got no row"),
     ],
 )
 def test_a_file_of_the_shops_own_decisions_that_does_not_fit_is_one_line(tmp_path, shop, fault):

@@ -28,8 +28,8 @@ class AssignedWeeks(NamedTuple):
 
     decisions: LoggedDataset
     #: margin a week that each decision's customer had brought before the first week with both rules and a plan of the
-    #: customer, NaN where unknown
-    before: torch.Tensor
+    #: customer, NaN where unknown; None: of nobody
+    before: torch.Tensor | None
     notes: list[str]
 
 

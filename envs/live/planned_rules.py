@@ -61,7 +61,7 @@ def assigned_weeks(
     in_arm = [(arm[has_both] == k).any(0) for k in number]
     notes = [left_of(rule, its, log) for rule, its in zip(rules, in_arm)]
     shares = planned.shares_of_the_unmoved(has_both, moved)
-    if shares is not None:
+    if shares is not None and all(shares[rule] > 0 for rule in rules):  # else the lots are another program's
         notes.append(sizes(rules, [int(its.sum()) for its in in_arm], [shares[rule] for rule in rules]))
     if (moved & is_in_test).any():
         notes.append(f"{int((moved & is_in_test).sum()):,} customers are of two arms in these plans: left out")

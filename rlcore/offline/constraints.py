@@ -149,6 +149,10 @@ class BCQConstraint(BehaviourConstraint):
         self.network.update_normalization(obs)
 
     def loss(self, batch: DecisionBatch, network: Callable) -> Tensor:
-        """Return the loss of the model of the logging policy, on the logged observations."""
-        logits = self.network(batch.logged_obs)
+        """Return the loss of the model of the logging policy, at the prices of the batch.
+
+        Where prices are drawn anew, they tell nothing of the actions. The model then learns what the log does in a
+        state at any price, which is what values are learned from, and knows every price that it is asked at.
+        """
+        logits = self.network(batch.obs)
         return behaviour_cloning(logits, batch.action_mask, batch.action, self.penalty)

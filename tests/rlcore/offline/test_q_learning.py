@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from hydra.utils import instantiate
+from torch import nn
 
 from comparisons import identical, weights
 from configs import node
@@ -19,7 +20,15 @@ from offline_learners import SPEND, Tabular, logged, make, offers
 from reference_offline import bcq_loss, chain_values, cql_loss, target
 from rlcore.action_values import FactoredActionValues, GreedyPolicy
 from rlcore.offline.adjusted_rewards import unadjusted
-from rlcore.offline.constraints import behaviour_cloning, cql_penalty, double_target, supported, td_loss
+from rlcore.offline.constraints import (
+    BCQConstraint,
+    DecisionBatch,
+    behaviour_cloning,
+    cql_penalty,
+    double_target,
+    supported,
+    td_loss,
+)
 from rlcore.offline.log_files import write_log
 from toy_envs import Chain, Endless, ppo_config, train
 
@@ -145,6 +154,39 @@ def test_at_threshold_one_bcq_does_what_the_log_mostly_does(chain):
     agent.network.body[-1].bias.data += 100 * torch.randn(6, generator=torch.Generator().manual_seed(0))
     mode = (log.action_mask * torch.arange(6)).argmax(1)
     assert torch.equal(agent.policy.distribution(log.obs, log.action_mask).probs.argmax(1), mode)
+
+
+def test_bcqs_support_is_what_the_log_does_at_any_price():
+    """Half of the log was made at a low price, where it contacts, and half at a high one: both actions have support.
+
+    Values are learned at prices drawn anew, here far above those of the log, and are asked for at such prices.
+    """
+
+    class Cloned(nn.Linear):
+        def update_normalization(self, obs):
+            return
+
+    torch.manual_seed(0)
+    constraint = BCQConstraint(1, (2,), network=lambda obs_dim, nvec: Cloned(obs_dim, *nvec), threshold=0.3, penalty=0)
+    optimizer = torch.optim.Adam(constraint.parameters(), lr=0.05)
+    g = torch.Generator().manual_seed(0)
+    mask = torch.ones(512, 2, dtype=torch.bool)
+    for _ in range(300):
+        dear = torch.rand(512, generator=g) < 0.5
+        drawn = 3 + 2 * torch.rand(512, 1, generator=g)
+        batch = DecisionBatch(
+            obs=drawn,
+            action_mask=mask,
+            action=(~dear).long(),
+            target=torch.zeros(512),
+            weight=torch.ones(512),
+            logged_obs=1.0 + dear.float()[:, None],
+            logged_cost=torch.zeros(512, 2),
+        )
+        optimizer.zero_grad()
+        constraint.loss(batch, constraint.network).backward()
+        optimizer.step()
+    assert constraint.allowed(torch.linspace(3, 5, 9)[:, None], mask[:9]).all()
 
 
 @pytest.mark.parametrize("keep", ["bcq", "cql"])

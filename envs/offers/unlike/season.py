@@ -25,13 +25,13 @@ class UnlikeSeason(NamedTuple):
 
 
 def draw_uniforms(world: UnlikeWorld, n: int, generator: torch.Generator) -> Tensor:
-    """Draw the uniforms of a season and of the weeks after it, [T + tail, 8, N]."""
+    """Draw the uniforms of a season and of the weeks after it, [T + tail, 9, N]."""
     weeks = world.weeks + world.tail_weeks
     return torch.rand(weeks, UNLIKE_UNIFORMS, n, generator=generator, device=generator.device, dtype=world.season.dtype)
 
 
 def simulate_unlike_season(policy: SeasonPolicy, market: EvaluationMarket, u: Tensor) -> UnlikeSeason:
-    """Simulate a policy in a market whose world is an UnlikeWorld, by uniforms u [T + tail, 8, N].
+    """Simulate a policy in a market whose world is an UnlikeWorld, by uniforms u [T + tail, 9, N].
 
     Profit is realised: margins and trips at their value, less spend; later weeks are discounted. It is not compared
     with anything yet.

@@ -14,24 +14,21 @@ from envs.offers.world.response import outcome
 class ShocksWorld(UnlikeWorld):
     """The family's responses, disturbed by what no column of a log has.
 
-    Each week all customers' utility has a shock of sd `shock`, drawn once by `shock_seed`: weather, competitors,
-    holidays. A churned customer comes back in a week with probability `return_rate`. An offer that was sent and not
+    Each week all customers' utility has one shock of sd `shock`, drawn anew in every week of every season: weather,
+    competitors. A churned customer comes back in a week with probability `return_rate`. An offer that was sent and not
     redeemed is redeemed with the next week's purchase with probability `late_rate`: the till takes its value off what
     the purchase brings, and no log names the offer.
     """
 
-    def __init__(self, *args, shock: float, shock_seed: int, return_rate: float, late_rate: float, **parts):
+    def __init__(self, *args, shock: float, return_rate: float, late_rate: float, **parts):
         super().__init__(*args, **parts)
-        self.return_rate, self.late_rate = return_rate, late_rate
-        generator = torch.Generator().manual_seed(shock_seed)
-        weeks = self.weeks + self.tail_weeks
-        self.shocks = (shock * torch.randn(weeks, generator=generator, dtype=torch.float64)).tolist()
+        self.shock, self.return_rate, self.late_rate = shock, return_rate, late_rate
 
     def respond(self, c: Customers, start: WeekStart) -> UnlikeWeek:
         """Draw what customers do in a week; `start.memory` is last week's offer that was not redeemed, or 0."""
         h, f, d = start.levels
         season = 2 * (self.season_index(start.week).log() - self.season[0].log())
-        shocked = replace(c, alpha=c.alpha + self.shocks[start.week] + season)
+        shocked = replace(c, alpha=c.alpha + self.shock * start.common + season)
         o = outcome(shocked, self, 0, h, f, d, start.offer, start.channel)  # of week 0, whose index the shock has in it
         redeemed = start.alive & (start.u[0] < o.redeem)
         bought = start.alive & (start.u[0] < o.redeem + o.buy)

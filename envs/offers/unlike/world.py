@@ -13,7 +13,7 @@ from envs.offers.world.history import SeenWeek
 from envs.offers.world.response import churn_probability, opt_out_probability
 from envs.offers.world.transition import next_state
 
-UNLIKE_UNIFORMS = UNIFORMS + 2  # independent draws a customer and week: the family's, and two of the world's own
+UNLIKE_UNIFORMS = UNIFORMS + 3  # independent draws a customer and week: the family's, two of its own, the week's
 
 
 class WeekStart(NamedTuple):
@@ -24,7 +24,7 @@ class WeekStart(NamedTuple):
     memory: Tensor  # the world's own state, int64 [N]
     offer: Tensor  # what arrives: nothing where a customer is not subscribed, int64 [N]
     channel: Tensor  # int64 [N]
-    u: Tensor  # uniforms [8, N]
+    u: Tensor  # uniforms [9, N]
 
     @property
     def alive(self) -> Tensor:
@@ -35,6 +35,11 @@ class WeekStart(NamedTuple):
     def contacted(self) -> Tensor:
         """Customers whom an offer reaches, bool [N]."""
         return self.offer > 0
+
+    @property
+    def common(self) -> Tensor:
+        """A standard normal draw that all customers of the week share, []."""
+        return torch.special.ndtri(self.u[UNLIKE_UNIFORMS - 1, 0].clamp_min(torch.finfo(self.u.dtype).eps))
 
     @property
     def levels(self) -> list[Tensor]:
@@ -81,7 +86,7 @@ class UnlikeWorld(World):
         channel: Tensor,
         u: Tensor,
     ) -> UnlikeWeek:
-        """Draw a week (from 0; after the season its index is 1) from uniforms u [8, N].
+        """Draw a week (from 0; after the season its index is 1) from uniforms u [9, N].
 
         A customer who is not subscribed gets nothing, whatever the action is.
         """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from copy import copy
 from dataclasses import replace
+from statistics import NormalDist
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from envs.offers.logs.panel import to_panel
 from envs.offers.planning.dynamic_program import no_contact_values
 from envs.offers.policies.baselines import NoContact, RandomContacts
 from envs.offers.unlike.season import draw_uniforms, incremental_profit, simulate_unlike_season
+from envs.offers.unlike.world import UNLIKE_UNIFORMS
 from envs.offers.world.customers import CustomerState
 from envs.offers.world.transition import transition
 from small_offers import random_season
@@ -64,7 +66,7 @@ def test_without_its_own_effects_it_is_the_family(world, off):
     state, memory = states(500, generator), unlike.start_memory(c)
     for t in (0, 5, 11):
         offer, channel = torch.randint(6, (500,), generator=generator), torch.randint(5, (500,), generator=generator)
-        u = torch.rand(8, 500, generator=generator, dtype=torch.float64)
+        u = torch.rand(UNLIKE_UNIFORMS, 500, generator=generator, dtype=torch.float64)
         week = unlike.advance(c, t, state, memory, offer, channel, u)
         after, bought, redeemed, _ = transition(c, unlike, t, state, offer, channel, u[:6])
         assert torch.equal(week.bought, bought) and torch.equal(week.redeemed, redeemed)
@@ -82,7 +84,7 @@ def test_the_link_is_the_complementary_log_log_and_fatigue_comes_late():
     c = one[torch.zeros(n, dtype=torch.long)]
     fresh = torch.zeros(n, dtype=torch.long)
     state = CustomerState(fresh + 2, fresh, fresh, fresh)
-    u = torch.rand(8, n, generator=generator, dtype=torch.float64)
+    u = torch.rand(UNLIKE_UNIFORMS, n, generator=generator, dtype=torch.float64)
     alone = unlike.advance(c, 0, state, fresh, fresh, fresh, u)
     b = (one.alpha + one.kappa * 0.4 + unlike.offset).item()
     p = 1 - torch.tensor(-torch.tensor(b).exp().item()).exp().item()
@@ -102,7 +104,7 @@ def test_the_churned_come_back_and_late_redemptions_cost_their_value():
     n = 5000
     c = unlike.inhabit(environment("unlike_shocks").population.draw(n, generator, "train").customers)
     zero = torch.zeros(n, dtype=torch.long)
-    u = torch.rand(8, n, generator=generator, dtype=torch.float64)
+    u = torch.rand(UNLIKE_UNIFORMS, n, generator=generator, dtype=torch.float64)
     week = unlike.advance(c, 0, CustomerState(zero, zero, zero, zero + 2), zero, zero, zero, u)
     back = (week.state.status == 0).double().mean().item()
     assert back == pytest.approx(0.3, abs=0.03) and not week.bought.any()
@@ -110,6 +112,30 @@ def test_the_churned_come_back_and_late_redemptions_cost_their_value():
     value = unlike.catalogue.value[5]
     torch.testing.assert_close(week.margin, (c.margin - value) * week.bought)
     assert week.bought.any() and not week.redeemed.any()
+
+
+@pytest.mark.slow
+def test_a_weeks_shock_is_one_for_all_customers_and_another_each_season():
+    env = environment("unlike_shocks", shock=0.4, return_rate=0.0, late_rate=0.0)
+    unlike = env.world.to(CPU, torch.float64)
+    calm = environment("unlike_shocks", shock=0.0, return_rate=0.0, late_rate=0.0).world.to(CPU, torch.float64)
+    n = 300
+    c = unlike.inhabit(env.population.draw(n, torch.Generator().manual_seed(1), "train").customers)
+    zero = torch.zeros(n, dtype=torch.long)
+    state = CustomerState(zero + 2, zero, zero, zero)
+    generator = torch.Generator().manual_seed(2)
+    seasons = [draw_uniforms(unlike, n, generator) for _ in range(2)]
+    for u in seasons:
+        shocked = replace(c, alpha=c.alpha + 0.4 * NormalDist().inv_cdf(u[3, -1, 0].item()))
+        week = unlike.advance(c, 3, state, zero, zero + 2, zero, u[3])
+        wanted = calm.advance(shocked, 3, state, zero, zero + 2, zero, u[3])
+        assert torch.equal(week.bought, wanted.bought) and torch.equal(week.redeemed, wanted.redeemed)
+    shocks = [u[:, -1, 0] for u in seasons]
+    assert (shocks[0] != shocks[1]).all() and len(shocks[0].unique()) == len(shocks[0])
+    env.reset()
+    first = env.uniforms[:, -1, 0].clone()
+    env.reset()
+    assert (first != env.uniforms[:, -1, 0]).all()  # of a log's seasons, too
 
 
 @pytest.mark.long

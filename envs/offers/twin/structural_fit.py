@@ -10,7 +10,7 @@ from torch import Tensor
 
 from envs.offers.logs.panel import Panel, to_life_panel, to_panel
 from envs.offers.populations.base import theta_from_matrix, theta_to_matrix
-from envs.offers.twin.checks.filter_misfits import Decisions, Segments, misfits, trip_misfits
+from envs.offers.twin.checks.filter_misfits import Decisions, Segments, misfits, trip_misfits, unexplained
 from envs.offers.twin.hidden_states.filter_fit import FilterFit
 from envs.offers.twin.hidden_states.filter_predictions import FilterPredictions
 from envs.offers.twin.hidden_states.identification import (
@@ -191,8 +191,7 @@ class StructuralTwin:
         if not self.hides_state:
             return trip_misfits(members, panel, held_out, catalogue, level)
         segments = Segments(panel.features, env.population.feature_names, held_out)
-        names = misfits(mean_probabilities(members), Decisions.of_panel(panel), catalogue, level, segments)
-        return [f"the world's equations can't explain these outcomes: {'; '.join(names)}"] if names else []
+        return unexplained(misfits(mean_probabilities(members), Decisions.of_panel(panel), catalogue, level, segments))
 
     def parameters(
         self, members: list[ParameterNetwork], world: World, panel: Panel, weight: Tensor, channels: list[str]
@@ -208,7 +207,8 @@ class StructuralTwin:
         names = parameter_names(self.columns, channels)
         pulled = {names[k] for k in self.hidden_states.pulled_columns()}
         alpha_sd = sum(member.alpha_sd.item() for member in members) / len(members)
-        return parameter_report(names, parameter_rows(members, covariance, panel), pulled, alpha_sd)
+        rows = parameter_rows(members, covariance, panel, self.columns["alpha"][0])
+        return parameter_report(names, rows, pulled, alpha_sd)
 
     def shuffled_columns(self, panel: Panel, order: Tensor, env) -> Iterator[tuple[str, Panel]]:
         """Yield each input column by name, with a panel in which the column is that of customers `order` [N]."""

@@ -3,7 +3,7 @@
 Usage:
 
     python scripts/bench.py learning/misfit
-    python scripts/bench.py learning/misfit benchmark.decisions=240000 benchmark.logs=2
+    python scripts/bench.py learning/misfit benchmark.families.part.population.r2=0.3 benchmark.decisions=240000
 """
 
 from __future__ import annotations
@@ -33,19 +33,22 @@ def run(
     seed: int,
     *,
     worlds: dict[str, Callable[..., OffersEnv]],
-    family: Callable[..., OffersEnv],
+    families: dict[str, Callable[..., OffersEnv]],
     logging_policy: LoggingPolicy,
     twin: Callable[..., TwinEnsemble],
     decisions: int,
     agents: int,
     logs: int,
 ) -> dict:
-    """Fit a twin of the family to `logs` logs of each world, and count the logs in which its check warns.
+    """Fit a twin to `logs` logs of each world, and count the logs in which its check warns.
 
-    For comparison, the check is also made on the customers alone whom the report is about.
+    The twin's equations and customers are those of the first of the `families`, or of the family itself. For
+    comparison, the check is also made on the customers alone whom the report is about.
     """
     found: dict[str, list[dict]] = {}
-    for name, world in {"family": family, **worlds}.items():
+    believed = next(iter(families.values()))
+    for name, world in {**families, **worlds}.items():
+        family = families.get(name, believed)
         for k in range(logs):
             number = seed + 100 * k
             _, log = log_seasons(world, logging_policy, decisions, agents, device, 1000 + number)

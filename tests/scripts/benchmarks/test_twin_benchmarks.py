@@ -84,4 +84,4 @@ def test_misfits_are_counted_log_by_log(tmp_path):
     found = run(
         "misfit", tmp_path, *worlds, "benchmark.decisions=4800", "benchmark.agents=400", "benchmark.logs=1", *ROUGH
     )
-    assert {name: len(logs) for name, logs in found["worlds"].items()} == {"family": 1, "link": 1}
+    assert {name: len(logs) for name, logs in found["worlds"].items()} == {"all": 1, "part": 1, "link": 1}

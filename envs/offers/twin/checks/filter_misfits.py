@@ -177,5 +177,10 @@ def trip_misfits(
     reachable = trips._replace(known=trips.known & panel.subscribed & judging)
     decisions = Decisions.of_panel(panel)
     named = significant_groups({"trips": reachable}, {"pair": pairs(decisions, catalogue)}, decisions.time, level)
+    return unexplained(named)
+
+
+def unexplained(named: list[str]) -> list[str]:
+    """Return the warning of groups of decisions that are named, none without any."""
     reason = "the world's equations can't explain these outcomes, or the sender knew more than the log has"
     return [f"{reason}: {'; '.join(named)}"] if named else []

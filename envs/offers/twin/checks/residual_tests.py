@@ -65,9 +65,10 @@ def significant_groups(
     """Name the groups in which an outcome differs from its prediction, at a level over all groups, worst first.
 
     Half of the level is for groups alone; the other half is for all groups of a kind together, of which the worst is
-    named. With each group comes the week of the log, by `time` [T, N], in which it is worst. Under the true θ and start
-    the residuals have mean 0 and variance 1, whatever policy made the decisions; they are normal where many outcomes
-    are expected, and other groups are not tested.
+    named. With each group comes the week of the log, by `time` [T, N], in which it is worst. Under the true θ of
+    every customer, and the true start, the residuals have mean 0 and variance 1, whatever policy made the decisions;
+    they are normal where many outcomes are expected, and other groups are not tested. What features leave open of θ is
+    no part of the equations, α's random effect aside: in a long log it is named too.
     """
     tested = tested_groups(predicted, grouped)
     if not tested:

@@ -59,7 +59,7 @@ class UpliftCheck:
 
         qini, qini_by_trip = (uplift.qini(trips, score, treated).item() for score in test.scores)
         auuc = uplift.auuc(trips, effect.uplift, treated).item()
-        bins = uplift.by_bin(trips, effect.uplift, treated, self.bins)
+        bins = uplift.by_bin(trips, effect.uplift, treated, self.bins, customer)
         curve = uplift.cost_curve(trips, spend, effect.uplift / effect.cost.clamp_min(1e-6), treated)
         low, high = self._interval(drawn[0])
         deciles = zip(bins.score.tolist(), bins.uplift.tolist(), bins.std.tolist())

@@ -1,4 +1,8 @@
-"""What a log without states tells of each parameter: the covariance of G's coefficients, by Fisher information."""
+"""What a log without states tells of each parameter: the covariance of G's coefficients, by Fisher information.
+
+The fit draws the means of some parameters to the priors'. Errors are those of this fit, if these means are the priors';
+intervals of means are what the log tells beside the prior alone, however strong the pull is.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,7 @@ from envs.offers.world.customers import World
 from rlcore.ope.intervals import LEVEL, normal_quantile
 from rlcore.runs.report import Report
 
-KNOWN_BELOW = 0.9  # error of a customer's parameter, in prior standard deviations, below which the log identifies it
+KNOWN_BELOW = 0.9  # error of E[θ | features], in prior standard deviations, below which the log identifies θ
 
 
 class ParameterRow(NamedTuple):
@@ -24,9 +28,17 @@ class ParameterRow(NamedTuple):
     prior: float  # mean over customers under the priors
     prior_sd: float  # over customers
     mean: float  # estimated mean over customers
-    low: float  # 95 % interval of this mean
+    low: float  # 95 % interval of this mean, without the fit's pull: the priors' range where the log tells nothing
     high: float
-    error: float  # expected root mean square error of what features tell of a customer's, in prior sds; 1: nothing
+    told: float  # expected root mean square error of E[θ | features], in prior sds; 1: the log tells nothing
+    error: float  # of a customer's own: α's random effect is in it; of others, what features leave open is not known
+
+
+class Covariance(NamedTuple):
+    """Of G's linear coefficients, in prior sds; each parameter has D = 1 + F of them, the constant first."""
+
+    fit: Tensor  # of the fit, with all that draws coefficients to the priors', [K, D, K, D]
+    means: Tensor  # variances of the constants where nothing but the priors' own width holds them, [K]
 
 
 def coefficient_covariance(
@@ -37,15 +49,20 @@ def coefficient_covariance(
     weight: Tensor,
     penalty: float,
     customers: int,
-) -> Tensor:
-    """Return the covariance of G's linear coefficients, in prior sds, [K, D, K, D], D = 1 + F, the constant first.
+) -> Covariance:
+    """Return the covariance of G's linear coefficients.
 
     Scores are those of the panel; the information is that of `customers` seasons like these.
     """
     k, d = len(member.middle), 1 + len(panel.features)
     found = method.scores(member, member.alpha_sd, world, panel, (weight > 0).to(weight))
-    precision = found.information * (customers / len(panel)) + method.prior_precision(member, penalty).diag()
-    return torch.linalg.inv(precision)[:-1, :-1].view(k, d, k, d)
+    information = found.information * (customers / len(panel))
+    prior = method.prior_precision(member, penalty)
+    constants = torch.arange(k, device=prior.device) * d
+    fit = torch.linalg.inv(information + prior.diag())[:-1, :-1]
+    own_width = prior.index_fill(0, constants, 1.0)
+    means = torch.linalg.inv(information + own_width.diag()).diagonal()[constants]
+    return Covariance(fit.view(k, d, k, d), means)
 
 
 def parameter_names(columns: dict[str, list[int]], channels: list[str]) -> list[str]:
@@ -57,20 +74,30 @@ def parameter_names(columns: dict[str, list[int]], channels: list[str]) -> list[
     return names
 
 
-def parameter_rows(members: list[ParameterNetwork], covariance: Tensor, panel: Panel) -> list[ParameterRow]:
-    """Return a row for each column of θ: the members' mean over a panel's customers, beside the prior."""
+def parameter_rows(
+    members: list[ParameterNetwork], covariance: Covariance, panel: Panel, alpha: int
+) -> list[ParameterRow]:
+    """Return a row for each column of θ: the members' mean over a panel's customers, beside the prior.
+
+    `alpha` is the column that has a random effect.
+    """
     first = members[0]
     with torch.no_grad():
         mean = torch.stack([member(panel.features.T).mean(0) for member in members]).mean(0)
     at = torch.arange(len(mean), device=mean.device)
-    own = covariance[at, :, at]  # [K, D, D]
-    half = normal_quantile(LEVEL) * own[:, 0, 0].sqrt() * first.spread
+    own = covariance.fit[at, :, at]  # [K, D, D]
+    half = normal_quantile(LEVEL) * covariance.means.sqrt() * first.spread
     features = first.standardize(panel.features.T).to(own)
     design = torch.cat((torch.ones_like(features[:, :1]), features), 1)
-    error = torch.einsum("kij,ji->k", own, design.T @ design / len(design)).sqrt()
-    error = torch.where(first.spread > 0, error, 1.0)
+    told = torch.einsum("kij,ji->k", own, design.T @ design / len(design)).sqrt()
+    told = torch.where(first.spread > 0, told, 1.0)
     half = torch.where(first.spread > 0, half, 0.0)
-    columns = (first.middle, first.spread, mean, mean - half, mean + half, error.clamp_max(1.0))
+    error = told.clone()
+    if first.spread[alpha] > 0:
+        left_open = torch.stack([member.alpha_sd for member in members]).mean() / first.spread[alpha]
+        error[alpha] = torch.hypot(told[alpha], left_open.to(told))
+    low, high = ((mean + side * half).clamp(*first.bounds) for side in (-1, 1))
+    columns = (first.middle, first.spread, mean, low, high, told.clamp_max(1.0), error.clamp_max(1.0))
     return [ParameterRow(*row) for row in torch.stack([x.double() for x in columns], 1).tolist()]
 
 
@@ -78,12 +105,14 @@ def parameter_report(names: list[str], rows: list[ParameterRow], pulled: set[str
     """Lay the parameters out as a table, those that the log tells most of first."""
     known = {
         name: {**row._asdict(), "pulled": name in pulled}
-        for name, row in sorted(zip(names, rows), key=lambda pair: pair[1].error)
+        for name, row in sorted(zip(names, rows), key=lambda pair: pair[1].told)
     }
-    hardly = [name for name, row in known.items() if row["error"] >= KNOWN_BELOW]
+    hardly = [name for name, row in known.items() if row["told"] >= KNOWN_BELOW]
     caption = (
-        "mean: over customers, with its 95 % interval; error: of what features tell of a customer's parameter, in "
-        "standard deviations of the prior, as Fisher information promises (1: the log tells nothing)\n"
+        "mean: over customers, with its 95 % interval by the log and the prior, without the fit's pull; told: error of "
+        "what features tell of a customer's parameter, in standard deviations of the prior, as Fisher information "
+        "promises (1: the log tells nothing); error: of the customer's own, alpha's random effect added; what features "
+        "leave open of the others is not known, and in neither\n"
         f"what features leave open of alpha: sd {alpha_sd:.3f}"
     )
     if hardly:
@@ -98,8 +127,9 @@ def parameter_report(names: list[str], rows: list[ParameterRow], pulled: set[str
             "mean": lambda row: f"{row['mean']:.3f}",
             "from": lambda row: f"{row['low']:.3f}",
             "to": lambda row: f"{row['high']:.3f}",
+            "told": lambda row: f"{row['told']:.2f}",
             "error": lambda row: f"{row['error']:.2f}",
-            "source": lambda row: "priors" if row["error"] >= KNOWN_BELOW else "pulled" if row["pulled"] else "log",
+            "source": lambda row: "priors" if row["told"] >= KNOWN_BELOW else "pulled" if row["pulled"] else "log",
         },
         last=None,
         extra={},

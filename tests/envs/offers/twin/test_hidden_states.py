@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from functools import partial
+from statistics import NormalDist
 
 import pytest
 import torch
@@ -15,7 +17,12 @@ from envs.offers.logs.panel import to_panel
 from envs.offers.populations.base import theta_from_matrix, theta_to_matrix
 from envs.offers.twin.checks.filter_misfits import Decisions, Segments, misfits
 from envs.offers.twin.hidden_states.fisher_scoring import coefficients, scores
-from envs.offers.twin.hidden_states.identification import coefficient_covariance
+from envs.offers.twin.hidden_states.identification import (
+    coefficient_covariance,
+    parameter_names,
+    parameter_report,
+    parameter_rows,
+)
 from envs.offers.twin.hidden_states.mixture_filter import MixtureFilter, hermite_nodes, panel_weeks, seen_weeks
 from envs.offers.twin.structural_model import TwinPopulation
 from envs.offers.world.filtering import Belief
@@ -155,6 +162,41 @@ def test_of_margins_the_score_is_exact_and_the_information_the_expected_one(smal
     member.float()
 
 
+@pytest.mark.slow
+def test_a_log_that_tells_nothing_leaves_the_priors_range_however_strong_the_pull(small):
+    world, panel, _, model = small
+    member, method = copy.deepcopy(model.members[0]).double(), model.twin.hidden_states
+    found = coefficient_covariance(method, member, world, panel, torch.ones(12, 12), 24.0, 0)
+    alpha = model.twin.columns["alpha"][0]
+    rows = parameter_rows([member], found, panel, alpha)
+    pulled, half = method.pulled_columns(), NormalDist().inv_cdf(0.975)
+    for k, row in enumerate(rows):
+        low, high = member.bounds[:, k].tolist()
+        assert row.low == pytest.approx(max(row.mean - half * row.prior_sd, low), abs=1e-5)
+        assert row.high == pytest.approx(min(row.mean + half * row.prior_sd, high), abs=1e-5)
+    assert pulled and all(found.fit[k, 0, k, 0].item() == pytest.approx(1 / method.pull) for k in pulled)
+
+
+@pytest.mark.slow
+def test_of_alpha_the_error_has_what_features_leave_open(small):
+    world, panel, _, model = small
+    member, method = copy.deepcopy(model.members[0]).double(), model.twin.hidden_states
+    member.fit_scale(panel.features.T)
+    alpha = model.twin.columns["alpha"][0]
+    found = coefficient_covariance(method, member, world, panel, torch.ones(12, 12), 24.0, 40000)
+    closed = parameter_rows([member], found, panel, alpha)
+    member.alpha_sd.copy_(0.6 * member.spread[alpha])
+    open_ = parameter_rows([member], found, panel, alpha)
+    assert closed[alpha].told == closed[alpha].error == open_[alpha].told < 0.7
+    assert open_[alpha].error == pytest.approx((open_[alpha].told ** 2 + 0.36) ** 0.5)
+    assert [row for k, row in enumerate(open_) if k != alpha] == [row for k, row in enumerate(closed) if k != alpha]
+    # Of a parameter whose E[α | features] is known the source is the log, whatever features leave open.
+    member.alpha_sd.copy_(0.95 * member.spread[alpha])
+    names = parameter_names(model.twin.columns, ["a", "b", "c", "d", "e"])
+    report = parameter_report(names, parameter_rows([member], found, panel, alpha), set(), 0.95)
+    assert report.rows["alpha"]["error"] > 0.9 and report.columns["source"](report.rows["alpha"]) == "log"
+
+
 @pytest.fixture(scope="module")
 def fitted():
     """A twin fitted to 3,000 customers whose states and churn nobody saw, and their environment."""
@@ -217,11 +259,10 @@ def test_more_customers_tell_more(fitted):
     some = slice(0, 300)
     panel, weight = model.fit_panel[some], model.fit_weight[:, some]
     method, member = model.twin.hidden_states, model.members[0]
-    few, many = (
-        coefficient_covariance(method, member, env.world, panel, weight, 24.0, n).flatten(0, 1).flatten(1).diagonal()
-        for n in (3000, 300000)
-    )
-    assert (many < few).all() and (few > 0).all()
+    few, many = (coefficient_covariance(method, member, env.world, panel, weight, 24.0, n) for n in (3000, 300000))
+    for fewer, more in zip(few, many):
+        fewer, more = (x.flatten(0, 1).flatten(1).diagonal() if x.dim() > 1 else x for x in (fewer, more))
+        assert (more < fewer).all() and (fewer > 0).all()
 
 
 @pytest.mark.slow

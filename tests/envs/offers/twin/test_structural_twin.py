@@ -373,6 +373,18 @@ def test_the_interval_of_uplift_resamples_customers_and_not_seasons(world_itself
     assert torch.equal(unit, panel.customer.unique(return_inverse=True)[1][column])
 
 
+def test_the_error_of_a_decile_counts_a_customers_weeks_once(world_itself):
+    """A log that has every customer twice, under one id, tells no more than the log itself."""
+    _, model = world_itself
+    panel = model.panel[torch.arange(300)]
+    twice = panel[torch.arange(300).repeat(2)]
+    once, again = (
+        model.make_evaluator().uplift(model.predictions(log), log).numbers["deciles"] for log in (panel, twice)
+    )
+    # The edges of tenths may lie half a decision apart; as if independent, errors would be 1/√2 of these.
+    assert [row["std"] for row in again] == pytest.approx([row["std"] for row in once], rel=0.1)
+
+
 def test_trips_that_no_equation_explains_are_named(world_itself):
     """Customers contacted by a channel that nobody sees buy all the same: the sender knew more than the log."""
     _, model = world_itself

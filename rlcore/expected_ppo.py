@@ -58,9 +58,9 @@ class ExpectedPPO(OnPolicyAlgorithm):
     corrected for its bias towards the initial weights.
 
     The critic learns the value of the state that each step visits. Where observations show the state, it also learns
-    the values of `drawn_states` further states of each step, drawn uniformly: the lookahead gives their one-step backup
-    too, and a policy seldom visits the states that it avoids. Where observations hide the state, they have memories
-    that a drawn state would contradict.
+    the values of `drawn_states` further states of each step, drawn uniformly, by their one-step backup: a policy that
+    contacts an agent at nearly every step never visits its rested states, and would not learn what rest is worth. Where
+    observations hide the state, they have memories that a drawn state would contradict, so no state is drawn.
 
     Raises ValueError if the environment has no lookahead, if its rewards are not shaped, if its episodes differ in
     length, or if the network is no actor.

@@ -42,7 +42,6 @@ ALGORITHMS = {
         "algo.minibatches=1",
         "algo.network.hidden=[8]",
         "env.num_agents=6",
-        "env.price_paths=1",
     ],
     "bandit": ["algo=bandit", "algo.network.hidden=[8]", "algo.memory=1000", "algo.updates=1", "algo.batch_size=8"],
     "bcq": ["algo=bcq", "algo.network.hidden=[8]"],

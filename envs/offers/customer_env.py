@@ -50,11 +50,8 @@ class CustomerEnv(PricedEnv):
         drift_range: list[float],
         price_noise: float,
         clip_margin: float,
-        price_paths: int,
     ):
         check_price_ranges(price_range, drift_range)
-        if num_agents % price_paths:
-            raise ValueError(f"env.price_paths: {price_paths} does not divide env.num_agents={num_agents}")
         self.device, self.num_agents = torch.device(device), num_agents
         self.world = world(catalogue, reward).to(device, torch.float32)
         self.episode_length = self.world.weeks
@@ -64,7 +61,6 @@ class CustomerEnv(PricedEnv):
         budget.check(catalogue)
         self.budget, self.evaluation = budget, evaluation
         self.price_range, self.drift_range, self.price_noise = price_range, drift_range, price_noise
-        self.price_paths = price_paths
         self._draw_price_paths = partial(
             draw_price_paths,
             weeks=self.episode_length,

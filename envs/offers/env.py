@@ -22,10 +22,9 @@ from envs.offers.world.transition import transition
 class OffersEnv(CustomerEnv):
     """An episode is one season of newly drawn customers, and every agent has a price path (envs/offers/README.md §6).
 
-    Each drawn customer is simulated as `price_paths` agents. The reward is A⁰ − price·spend, in money: A⁰ is the
-    expected effect of the week's action on the profit of this and all later weeks, if nobody is contacted later.
-    Without shaping the reward is r − price·spend, where r is the week's profit. In the last week, when all episodes
-    end, V_end is then added: the value of a customer after the season.
+    The reward is A⁰ − price·spend, in money: A⁰ is the expected effect of the week's action on the profit of this and
+    all later weeks, if nobody is contacted later. Without shaping the reward is r − price·spend, where r is the week's
+    profit. In the last week, when all episodes end, V_end is then added: the value of a customer after the season.
     """
 
     info_keys = ("redeemed", "contacted", "trips", "spend", "reward", "profit", "churned")
@@ -48,9 +47,7 @@ class OffersEnv(CustomerEnv):
     def reset(self) -> tuple[Tensor, Tensor]:
         """Draw the next season: customers, prices, all its random numbers; compute each customer's no-contact value."""
         n = self.num_agents
-        sample = self.population.draw(n // self.price_paths, self.generator, "train")
-        if self.price_paths > 1:
-            sample = sample.repeated(self.price_paths)
+        sample = self.population.draw(n, self.generator, "train")
         self.sampled_customers = sample.customers
         self.features, self.state = sample.features.to(self.world.season), sample.state
         self.seen_features.update(self.features)
@@ -75,12 +72,7 @@ class OffersEnv(CustomerEnv):
         if isinstance(self.world, UnlikeWorld):
             raise ValueError("env/world=unlike_…: other equations than those of this env: expected env=offers_unlike")
         self.customers = self.world.inhabit(sample.customers)
-        if self.price_paths == 1:
-            self.no_contact_values = fast_no_contact_values(self.customers, self.world)
-        else:  # the same for all price paths of a customer
-            distinct = self.customers[: self.num_agents // self.price_paths]
-            values = fast_no_contact_values(distinct, self.world)
-            self.no_contact_values = [x.repeated(self.price_paths) for x in values]
+        self.no_contact_values = fast_no_contact_values(self.customers, self.world)
 
     def as_lookahead(self, privileged: bool) -> OffersLookahead | None:
         """Return the one-step model of a season; `privileged` shows θ to critics."""

@@ -26,10 +26,6 @@ class StateValues(NamedTuple):
         value = torch.where(state.status == SUBSCRIBED, inside, self.unsubscribed[state.habit, rows])
         return torch.where(state.status == CHURNED, 0.0, value)
 
-    def repeated(self, times: int) -> StateValues:
-        """Return the values of every customer so many times, [..., N · times]."""
-        return StateValues(*(x.repeat(*(1 for _ in x.shape[1:]), times) for x in self))
-
     def take(self, rows: slice) -> StateValues:
         """Take some of the customers."""
         return StateValues(self.subscribed[..., rows], self.unsubscribed[..., rows])

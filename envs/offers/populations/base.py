@@ -28,12 +28,6 @@ class Sample(NamedTuple):
     state: CustomerState
     row: Tensor | None = None  # [N], in the columns and ids of a population of given customers
 
-    def repeated(self, times: int) -> Sample:
-        """Return every customer so many times, [N · times]."""
-        rows = torch.arange(len(self.features), device=self.features.device).repeat(times)
-        state = CustomerState(*(x[rows] for x in self.state))
-        return Sample(self.customers[rows], self.features[rows], state, None if self.row is None else self.row[rows])
-
 
 class Population(Protocol):
     """A source of the customers of a season."""

@@ -14,7 +14,6 @@ from configs import composed, load
 from envs import configuration
 from envs.offers.env import OffersEnv
 from envs.offers.lookahead import OffersLookahead
-from envs.offers.planning.triton_no_contact_value import fast_no_contact_values
 from envs.offers.policies.redemption_model import ExpectedRedemptionModel
 from envs.offers.populations.base import LEVELS
 from envs.offers.world.customers import CHURNED, SUBSCRIBED, UNIFORMS, UNSUBSCRIBED, CustomerState
@@ -290,28 +289,15 @@ def test_the_model_is_at_rest_where_it_predicts_the_expectation():
     assert set(model.targets(rollout.obs, {})) == {"redeem_probability"}
 
 
-# ── training seasons ────────────────────────────────────────────────────────────────────────────────────────────────
-def test_price_paths_repeat_customers_and_their_values_but_not_prices():
-    env = make_env(12, price_paths=3)
-    env.reset()
-    for a, b in ((0, 4), (3, 11)):
-        assert torch.equal(env.features[a], env.features[b]) and env.customers.alpha[a] == env.customers.alpha[b]
-        assert env.state.habit[a] == env.state.habit[b] and (env.prices[:, a] != env.prices[:, b]).all()
-    assert len(env.features[:, 0].unique()) == 4
-    plain = make_env(12)
-    plain.customers = env.customers
-    for a, b in zip(env.no_contact_values, fast_no_contact_values(env.customers, env.world)):
-        torch.testing.assert_close(a.subscribed, b.subscribed)
-        torch.testing.assert_close(a.unsubscribed, b.unsubscribed)
-    with pytest.raises(ValueError, match="env.price_paths: 5 does not divide env.num_agents=12"):
-        make_env(12, price_paths=5)
-
-
+# ── observations in other states ────────────────────────────────────────────────────────────────────────────────────
 @pytest.mark.parametrize("view", ["state", "state_counts"])
 def test_an_observation_as_if_in_another_state_is_that_states_own(view):
     """In every state of a season that was played: status, counts, week and price stay."""
     env = configuration.make_env(
-        "env=offers_full_information", f"env/observation={view}", "env.num_agents=72", "env.population.reference_size=200"
+        "env=offers_full_information",
+        f"env/observation={view}",
+        "env.num_agents=72",
+        "env.population.reference_size=200",
     )
     rollout, lookahead = played(env), env.as_lookahead(privileged=False)
     state = torch.arange(72).expand(WEEKS, -1)

@@ -16,7 +16,7 @@ from small_runs import OFFERS
 CPU = torch.device("cpu")
 LEARNERS = {
     "ppo": ["algo.total_steps=576"],
-    "ppo_expected": ["algo.total_steps=576", "algo.critic.hidden=[16]", "env.price_paths=2", "env.num_agents=48"],
+    "ppo_expected": ["algo.total_steps=576", "algo.critic.hidden=[16]", "env.num_agents=48"],
     "bandit": [],
     "bcq": [],
     "cql": [],

@@ -329,7 +329,7 @@ class ExpectedPPO(OnPolicyAlgorithm):
 
 
 def at_states(values: Tensor, states: Tensor) -> Tensor:
-    """Pick the values [..., J] of J states from those of all states [..., S]; 0 for state S, of an agent that has left."""
+    """Pick the values [..., J] of J states from those of all states [..., S]; 0 for state S: the agent has left."""
     num_states = values.shape[-1]
     picked = values.gather(-1, states.clamp_max(num_states - 1))
     return torch.where(states < num_states, picked, 0.0)

@@ -191,8 +191,9 @@ class Ledger(Protocol):
     def erase(self, customer: str) -> bool:
         """Forget who a customer was; return False where nobody of this name is known.
 
-        The customer's entries and records stay under their key, which nothing leads to any more. Raises ValueError
-        while money is reserved for the customer.
+        The customer's entries and records stay under their key, which nothing leads to any more. A later `reserve` for
+        the customer therefore answers `reserved`, also with a message id of before. Raises ValueError while money is
+        reserved for the customer.
         """
 
     def close(self) -> None:

@@ -124,6 +124,7 @@ def test_a_week_that_was_handed_over_is_imported_and_not_planned_again(folder):
         ("bash weekly.sh", "48", "weekly.sh: expected the week's money"),
         ("bash weekly.sh 5000", "abc", "WEEK: expected the number of a week, got 'abc'"),
         ("bash weekly.sh 5000", "-1", "WEEK: expected the number of a week, got '-1'"),
+        ("bash weekly.sh 5000", "048", "WEEK: expected the number of a week, got '048'"),  # its files would be others
         ("bash weekly.sh 5000", "49", "exports/2026-12-14/customers.csv: expected an export, got none"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import sys
 from collections.abc import Callable
 
@@ -82,9 +83,10 @@ class MailDataset:
         return self.splits["test"]
 
     @property
-    def digest(self) -> int:
-        """A number that tells sets of mails apart."""
-        return sum(mails.digest() for mails in self.splits.values())
+    def digest(self) -> str:
+        """A text that differs where the mails do, or their sides."""
+        sides = sorted((side, mails.digest()) for side, mails in self.splits.items())
+        return hashlib.sha256(repr(sides).encode()).hexdigest()
 
     def judge_dataset(self) -> MailDataset:
         """Return the dataset of a judge, a reward model that scores the mails of other policies.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import re
 import zlib
@@ -56,9 +57,9 @@ class Mails:
         parts = zlib.decompress(state["text"].numpy().tobytes()).decode().split("\0") if n else []
         return Mails(parts[:n], parts[n:], state["outcome"])
 
-    def digest(self) -> int:
-        """Return a number that tells sets of mails apart."""
-        return zlib.crc32(repr((self.contexts, self.texts, self.outcome.tolist())).encode())
+    def digest(self) -> str:
+        """Return a text that differs where the mails or their order do."""
+        return hashlib.sha256(repr((self.contexts, self.texts, self.outcome.tolist())).encode()).hexdigest()
 
 
 def words(text: str) -> list[str]:

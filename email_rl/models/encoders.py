@@ -121,7 +121,10 @@ def read_classifier(name: str, max_length: int) -> tuple[PreTrainedModel, PreTra
     """Read network and tokenizer by a hub name or folder."""
     tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     with errors_only():  # that a new head has no weights in the file is no news
-        network = AutoModelForSequenceClassification.from_pretrained(name, trust_remote_code=False, **LABELS)
+        # float32, however the weights were saved: small steps would be lost in the rounding of fewer bits
+        network = AutoModelForSequenceClassification.from_pretrained(
+            name, dtype="float32", trust_remote_code=False, **LABELS
+        )
     # Some encoders count positions from the number of the padding token (RoBERTa).
     settings = network.config.to_dict()
     positions = settings.get("max_position_embeddings") or max_length

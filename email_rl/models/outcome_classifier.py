@@ -58,7 +58,7 @@ class OutcomeClassifier:
             str(folder),
             "algo.reward_model_folder",
             lambda path: (
-                AutoModelForSequenceClassification.from_pretrained(path, trust_remote_code=False),
+                AutoModelForSequenceClassification.from_pretrained(path, dtype="float32", trust_remote_code=False),
                 AutoTokenizer.from_pretrained(path, trust_remote_code=False),
             ),
             "classifier",

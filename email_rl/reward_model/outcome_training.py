@@ -14,18 +14,18 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from email_rl.data.dataset import MailDataset
 from email_rl.data.mails import OUTCOMES, Mails
 from email_rl.data.metrics import fit_temperature, log_losses
+from email_rl.mail_algorithm import MailAlgorithm
 from email_rl.models.encoders import bucketed_batches, cut_inputs, pad_batch, small_enough
 from email_rl.models.hf_io import describe
 from email_rl.models.outcome_classifier import REWARD_MODEL_FOLDER, OutcomeClassifier
 from email_rl.reward_model.classification import class_weights, overlap_loss
-from rlcore.algorithm import Algorithm
 from rlcore.runs import checkpoint
 from rlcore.runs.logger import Logger, NullLogger
 from rlcore.schedules import linear_with_warmup
 from rlcore.training_loop import TrainingLoop
 
 
-class OutcomeTraining(Algorithm):
+class OutcomeTraining(MailAlgorithm):
     """Fine-tune a classifier of outcomes: class-weighted cross-entropy, early stopping on log-loss, one temperature.
 
     The match between a mail's words and its context is hard to learn from scratch. With encoder.overlap_weight > 0 an
@@ -37,7 +37,10 @@ class OutcomeTraining(Algorithm):
     has the settings of a refresh (email_rl/reward_model/reward_model.py).
     """
 
-    env_type = MailDataset
+    start_instead = (
+        "algo/encoder=local algo.encoder.source.path=FOLDER (the folder `reward_model` of a run) starts from its "
+        "weights, resume=PATH with other mails refreshes the model"
+    )
     graph_regions = ("loss",)
 
     def __init__(

@@ -16,12 +16,11 @@ class FixedKLCoefficient:
         """Leave the coefficient unchanged."""
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return what a resumed run goes on with."""
-        return {"coef": self.coef}
+        """Return nothing: a resumed run has the coefficient of its own settings."""
+        return {}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Restore the result of `state_dict`."""
-        self.coef.copy_(state["coef"])
+        """Restore nothing."""
 
 
 class AdaptiveKLCoefficient:
@@ -58,6 +57,7 @@ class AdaptiveKLCoefficient:
         return {"coef": self.coef, "integral": self.integral}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Restore the result of `state_dict`."""
-        self.coef.copy_(state["coef"])
-        self.integral.copy_(state["integral"] if "integral" in state else state["coef"])
+        """Restore the result of `state_dict`; after a fixed coefficient, which has none, begin at `coef`."""
+        if state:
+            self.coef.copy_(state["coef"])
+            self.integral.copy_(state["integral"])

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from email_rl.data.dataset import MailDataset
+from email_rl.mail_algorithm import MailAlgorithm
 from email_rl.models.outcome_classifier import REWARD_MODEL_FOLDER, outcome_reward
 from email_rl.models.outcome_model import OutcomeModel, OutcomePredictor, unpack_outcome_model
 from email_rl.models.policy import LanguageModelPolicy
@@ -20,7 +21,6 @@ from email_rl.training.guards import GuardLimits, Guards
 from email_rl.training.model_sources import HELP, ModelSources
 from email_rl.training.rollout import MailRollout
 from email_rl.training.sft import POLICY_FOLDER
-from rlcore.algorithm import Algorithm
 from rlcore.backends import distributed
 from rlcore.runs import checkpoint
 from rlcore.runs.logger import Logger, NullLogger
@@ -29,7 +29,7 @@ from rlcore.schedules import restore_optimizer
 EXAMPLES = 8  # contexts of a checkpoint
 
 
-class LanguageModelAlgorithm(Algorithm):
+class LanguageModelAlgorithm(MailAlgorithm):
     """A policy that starts as a copy of a reference policy, and the reward model that scores its mails.
 
     Its subclass LanguageModelPPO learns. `ModelSources` says where the models come from. A mail's reward is the
@@ -38,7 +38,7 @@ class LanguageModelAlgorithm(Algorithm):
     checkpoint. `setup` raises ValueError where the standard deviation is below `min_reward_spread`.
     """
 
-    env_type = MailDataset
+    start_instead = "algo.reference_folder=FOLDER (the folder `policy` of a run) starts from its policy"
     policy: LanguageModelPolicy  #: set by `set_models`, as are the other two
     reference: LanguageModelPolicy
     reward_model: OutcomeModel
@@ -196,6 +196,7 @@ class LanguageModelAlgorithm(Algorithm):
             "generator": self.generator.get_state(),
             "guards": self.guards.state_dict(),
             "example_contexts": self.example_contexts(),
+            "digest": self.env.digest,
         }
 
     def example_contexts(self) -> list[str]:
@@ -213,7 +214,8 @@ class LanguageModelAlgorithm(Algorithm):
         self.iteration = state["iteration"]
 
     def load_state_dict(self, state: dict) -> None:
-        """Restore the result of `state_dict`, to train on."""
+        """Restore the result of `state_dict`, to train on. Raises ValueError where the mails are others."""
+        self.check_same_mails(state)
         self.load_policy(state)
         fixed_lr = None if self.lr_schedule else self.initial_lr
         restore_optimizer(self.optimizer, state["optimizer"], self.lr, fixed_lr)

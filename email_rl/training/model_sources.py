@@ -196,7 +196,7 @@ class ModelSources:
             checkpoint.save_json(folder / VERDICT, verdict.to_dict())
 
         layout = [field.name for field in fields(Verdict)]
-        recipe = (settings, dataset.bag_of_words, self.choice, layout, dataset.digest, self.seed)
+        recipe = (settings, dataset.bag_of_words, dataset.grouping, self.choice, layout, dataset.digest, self.seed)
         folder = self._cached(name, recipe, make)
         verdict = Verdict(**json.loads((folder / VERDICT).read_text()))
         if distributed.rank() == 0:

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from email_rl.data.dataset import MailDataset
+from email_rl.mail_algorithm import MailAlgorithm
 from email_rl.models.encoders import bucketed_batches, small_enough
 from email_rl.models.mail_lengths import positions_needed
 from email_rl.models.policy import LanguageModelPolicy
 from email_rl.models.tokenized_mails import TokenizedMails
 from email_rl.training.sft_mails import all_contexts, outcome_weights, policy_settings, weighted_mails
-from rlcore.algorithm import Algorithm
 from rlcore.losses import masked_mean
 from rlcore.runs import checkpoint
 from rlcore.schedules import linear_with_warmup
@@ -23,7 +23,7 @@ from rlcore.schedules import linear_with_warmup
 POLICY_FOLDER = "policy"  # beside checkpoint.pt; transformers loads it
 
 
-class SFT(Algorithm):
+class SFT(MailAlgorithm):
     """Fine-tune a language model on context → mail pairs by next-token cross-entropy over the mails' own tokens.
 
     Training uses mails with one of `outcomes`, at most `max_mails` of them (null: all). Where there are fewer than
@@ -33,7 +33,10 @@ class SFT(Algorithm):
     mails choose the weights, and end the training after `patience` steps without better ones.
     """
 
-    env_type = MailDataset
+    start_instead = (
+        "algo/language_model=local algo.language_model.source.path=FOLDER (the folder `policy` of a run) starts from "
+        "its weights"
+    )
     graph_regions = ("loss",)
 
     def __init__(
@@ -194,6 +197,7 @@ class SFT(Algorithm):
             "best_at": self.best_at,
             "has_stalled": self.has_stalled,
             "best": self.best,
+            "digest": self.env.digest,
         }
 
     def load_policy(self, state: dict) -> None:
@@ -201,7 +205,8 @@ class SFT(Algorithm):
         self.policy.load_state_dict(state["policy"]["weights"])
 
     def load_state_dict(self, state: dict) -> None:
-        """Restore the result of `state_dict`, to train on."""
+        """Restore the result of `state_dict`, to train on. Raises ValueError where the mails are others."""
+        self.check_same_mails(state)
         self.load_policy(state)
         self.optimizer.load_state_dict(state["optimizer"])
         for name in ("iteration", "updates_done", "best_loss", "best_at", "has_stalled", "best"):

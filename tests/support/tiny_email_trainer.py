@@ -80,6 +80,7 @@ class Market:
         contexts = ["a", "a c", "d e f"]
 
     test = train
+    name, digest = "three contexts", "their digest"
 
     device = torch.device("cpu")
     outcome_values = torch.tensor([-1.0, 0.5, 2.0], dtype=torch.float64)

@@ -12,6 +12,7 @@ import torch
 from hydra.utils import instantiate
 
 from configs import composed
+from email_rl.data.dataset import MailDataset
 from email_rl.data.leaks import label_leaks
 from email_rl.data.mails import Mails, read_mails
 from email_rl.data.splitting import near_duplicate_groups, stratified_split
@@ -260,3 +261,17 @@ def test_mails_survive_packing():
     empty = mails.rows([])
     assert len(Mails.unpack(empty.pack())) == 0
     assert mails.without(Mails(["q"], ["X, y!"], torch.tensor([1]))).texts == ["z"]
+
+
+def test_a_dataset_with_its_sides_exchanged_is_another_whatever_the_order_of_the_sides():
+    """A model of the cache must not be tested on what it was trained on."""
+    a, b, c = (Mails(["c"], [text], torch.tensor([0])) for text in "abc")
+    dataset = MailDataset.__new__(MailDataset)
+
+    def digest(**splits):
+        dataset.splits = splits
+        return dataset.digest
+
+    one, turned, other = digest(train=a, valid=c, test=b), digest(train=b, valid=c, test=a), digest(train=a, valid=b)
+    assert one == digest(test=b, valid=c, train=a) and len({one, turned, other}) == 3
+    assert digest(train=a) != digest(train=Mails(["c"], ["a"], torch.tensor([1])))

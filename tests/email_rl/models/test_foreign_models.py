@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from hydra.utils import instantiate
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, BertConfig, BertForSequenceClassification
 
 from configs import node
+from email_rl.models.encoders import read_classifier
 from email_rl.models.hf_io import FromFolder, describe, export, from_folder, restore
 from email_rl.models.language_models import read_language_model
+from email_rl.models.outcome_classifier import OutcomeClassifier
 from email_rl.models.policy import LanguageModelPolicy
 from email_rl.models.sampling_check import check_sampling
 from email_rl.models.tokenized_mails import TokenizedMails
@@ -88,6 +90,28 @@ def test_a_folder_that_was_trained_again_is_another_source_for_the_cache(tmp_pat
     assert repr(FromFolder(path=str(tmp_path))) == before
     (tmp_path / "model.safetensors").write_bytes(b"other")
     assert repr(source) != before and repr(FromFolder(path=None)) == "FromFolder(path=None, files=[])"
+
+
+@pytest.mark.slow
+def test_a_classifier_saved_in_bfloat16_is_read_in_float32(tmp_path):
+    """A step of 1e-5 on a weight of 1 is below bfloat16's spacing of 2⁻⁷, and above float32's of 2⁻²³."""
+    settings = {**SIZES, "intermediate_size": 16, "num_labels": 3}
+    network = BertForSequenceClassification(BertConfig(**settings)).to(torch.bfloat16)
+    export(tmp_path / "model", network, padded(tokenizer()))
+    loaded, _ = read_classifier(str(tmp_path / "model"), 16)
+    scorer = OutcomeClassifier.load(tmp_path / "model", torch.device("cpu"), 4)
+    for model in (loaded, scorer.model):
+        assert {weight.dtype for weight in model.parameters()} == {torch.float32}
+    weight = loaded.classifier.weight
+    with torch.no_grad():
+        weight.fill_(1.0).sub_(1e-5)
+    assert (weight < 1).all()
+
+
+def padded(words):
+    """Give a tokenizer a token that pads."""
+    words.pad_token = "<stop>"
+    return words
 
 
 # ── families of language models ─────────────────────────────────────────────────────────────────────────────────────

@@ -388,6 +388,16 @@ def test_refresh_learns_the_new_and_keeps_the_old(finished):
 
 
 @pytest.mark.long
+def test_a_run_whose_training_and_test_mails_changed_places_is_refreshed(finished):
+    """The same mails on other sides are other mails; as nothing of them is new, there is nothing to refresh with."""
+    env, agent = finished
+    turned = env.with_splits({"train": env.test, "valid": env.valid, "test": env.train})
+    _, other = build(env=turned)
+    with pytest.raises(ValueError, match="nothing new for train"):
+        other.load_state_dict(agent.state_dict())
+
+
+@pytest.mark.long
 def test_an_unfinished_run_or_another_input_cannot_be_refreshed(finished):
     _env, agent = build()
     agent.iterate(0.0)

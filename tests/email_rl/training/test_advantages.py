@@ -187,9 +187,18 @@ def test_a_restored_controller_goes_on_as_before():
         for one in (made, other):
             one.update(torch.tensor(kl), 1000)
         assert torch.equal(other.coef, made.coef) and torch.equal(other.integral, made.integral)
-    fixed = FixedKLCoefficient(torch.device("cpu"), coef=0.5)
-    other.load_state_dict(fixed.state_dict())
-    assert other.coef == other.integral == 0.5
+
+
+def test_a_resumed_run_has_the_fixed_coefficient_of_its_own_settings():
+    device = torch.device("cpu")
+    before, now = FixedKLCoefficient(device, coef=0.03), FixedKLCoefficient(device, coef=0.3)
+    now.load_state_dict(before.state_dict())
+    assert now.coef.item() == pytest.approx(0.3)
+    now.load_state_dict(adaptive(coef=0.7).state_dict())
+    assert now.coef.item() == pytest.approx(0.3)
+    steered = adaptive(coef=0.7)
+    steered.load_state_dict(before.state_dict())
+    assert steered.coef.item() == steered.integral.item() == pytest.approx(0.7)
 
 
 @pytest.mark.parametrize("name", ["rloo", "grpo"])

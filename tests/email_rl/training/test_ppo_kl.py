@@ -17,7 +17,9 @@ from configs import composed
 from email_rl.data import metrics
 from email_rl.models.policy import LanguageModelPolicy
 from email_rl.models.tokenized_mails import TokenizedMails
+from email_rl.reward_model.reward_model import RewardModel
 from email_rl.training.diagnostics import rollout_metrics
+from email_rl.training.sft import SFT
 from mail_files import made_up_text, mail_rows, write_csv
 from rlcore import losses
 from rlcore.runs import checkpoint
@@ -407,6 +409,20 @@ def test_a_resumed_run_equals_an_uninterrupted_one(kept, tmp_path):
     value_head_is_still = torch.equal(whole.policy.value_head.weight, whole.reference.value_head.weight)
     assert not (value_head_is_still and whole.advantage_estimator.critic)
     assert torch.equal(whole.kl_controller.coef, second.kl_controller.coef)
+
+
+@pytest.mark.slow
+def test_what_learnt_from_mails_does_not_start_from_a_checkpoint_and_goes_on_with_its_own_mails_alone():
+    """Each algorithm on mails names in one line how to start from what was learnt; none trains nothing in silence."""
+    made = trainer()
+    state = made.state_dict()
+    for kind in (type(made), SFT, RewardModel):
+        with pytest.raises(ValueError, match="^init: expected no checkpoint to start from: algo.*FOLDER") as error:
+            kind.start_from(kind.__new__(kind), state)
+        assert "\n" not in str(error.value)
+    trainer().load_state_dict(state)
+    with pytest.raises(ValueError, match="^resume: three contexts: other mails, or the same in another split"):
+        trainer().load_state_dict({**state, "digest": "another"})
 
 
 @pytest.mark.long

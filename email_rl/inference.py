@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections import Counter
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
@@ -135,17 +136,20 @@ class MailGenerator:
         contexts: list[str],
         mails_per_context: int,
         *,
-        temperature: float,
+        temperature: float | None,
         top_k: int,
         top_p: float,
         batch_size: int,
     ) -> list[ScoredMail]:
-        """Write `mails_per_context` mails for each context; the mails of a context are consecutive."""
+        """Write `mails_per_context` mails for each context; the mails of a context are consecutive.
+
+        Without a temperature (None) they are drawn at the one that the policy was trained at.
+        """
         tokens, texts = self.policy.generate(
             contexts,
             mails_per_context,
             self.generator,
-            temperature=temperature,
+            temperature=self.policy.temperature if temperature is None else temperature,
             top_k=top_k,
             top_p=top_p,
             batch_size=batch_size,
@@ -196,9 +200,15 @@ def read_contexts(path: str) -> list[dict[str, str]]:
     return rows
 
 
-def draw_arms(rows: list[dict[str, str]], seed: int) -> list[dict[str, str]]:
-    """Return the rows with a column ARM: each row's arm is drawn by itself, every arm with equal chances."""
-    draws = torch.randint(len(ARMS), (len(rows),), generator=torch.Generator().manual_seed(seed)).tolist()
+def draw_arms(rows: list[dict[str, str]], seed: int, out: str) -> list[dict[str, str]]:
+    """Return the rows with a column ARM: each row's arm is drawn by itself, every arm with equal chances.
+
+    The draws depend on the seed and on the path of the file `out`, so that two tests of the same rows have arms of
+    their own: else what the first mailing did would count for the second one's arm.
+    """
+    hashed = sha256(f"{seed} {Path(out).resolve()}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(hashed[:8], "big") >> 1)
+    draws = torch.randint(len(ARMS), (len(rows),), generator=generator).tolist()
     return [{**row, ARM: ARMS[draw]} for row, draw in zip(rows, draws)]
 
 

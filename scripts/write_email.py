@@ -56,6 +56,7 @@ def main(cfg: DictConfig) -> None:
         }
     generator = generators[ARMS[0]]
     sampling = to_dict(cfg.sampling, resolve=False)
+    warn_of_sampling(generator, sampling)
     rows = rows or [{"context": context} for context in generator.example_contexts]
     if cfg.interactive:
         for context in contexts_from_terminal():
@@ -67,7 +68,7 @@ def main(cfg: DictConfig) -> None:
         return
     warn_of_truncation(generator, contexts)
     if cfg.draw_arms:
-        write_ab_test(cfg, generators, draw_arms(rows, cfg.seed), sampling)
+        write_ab_test(cfg, generators, draw_arms(rows, cfg.seed, cfg.out), sampling)
         return
     mails = generator.generate(contexts, cfg.mails_per_context, **sampling)
     save_mails(cfg.out, rows, mails)
@@ -125,6 +126,17 @@ def print_mails(generator: MailGenerator, contexts: list[str], mails_per_context
     for mail in mails:
         print(mail.to_text())
     print(summarize(mails))
+
+
+def warn_of_sampling(generator: MailGenerator, sampling: dict) -> None:
+    """Say where mails are drawn from another distribution than the one that the run's figures are of."""
+    trained = generator.policy.temperature
+    if (sampling["temperature"] or trained, sampling["top_k"], sampling["top_p"]) != (trained, 0, 1.0):
+        print(
+            f"sampling: not as in training (temperature {trained}, all tokens): the figures of the training run are "
+            "not of these mails",
+            file=sys.stderr,
+        )
 
 
 def warn_of_truncation(generator: MailGenerator, contexts: list[str]) -> None:

@@ -11,6 +11,7 @@ import torch
 
 from email_rl.data import splitting
 from email_rl.data.leaks import leak_warnings
+from email_rl.data.learnt_mails import LearntMails
 from email_rl.data.mails import OUTCOMES, Mails, read_mails
 
 SPLITS = ("train", "valid", "test")
@@ -45,6 +46,7 @@ class MailDataset:
             "min_distinct_texts": limits["min_distinct_texts"],
             "max_group_share": split["max_group_share"],
         }
+        self.min_rows = limits["min_rows"]
         self.outcome_values = torch.tensor(outcome_values, dtype=torch.float64)
         if len(outcome_values) != len(OUTCOMES):
             raise ValueError(
@@ -88,19 +90,39 @@ class MailDataset:
         sides = sorted((side, mails.digest()) for side, mails in self.splits.items())
         return hashlib.sha256(repr(sides).encode()).hexdigest()
 
-    def judge_dataset(self) -> MailDataset:
+    def unread(self, side: str, learnt: LearntMails | None, *, fitted_only: bool = False) -> Mails:
+        """Return the mails of a side that a model has not read (`LearntMails.unread`); all where nothing is known."""
+        mails = self.splits[side]
+        return learnt.unread(mails, self.groups, fitted_only=fitted_only) if learnt else mails
+
+    def shuffled_rows(self, mails: Mails, most: int | None) -> list[int]:
+        """Return the rows of a side's mails, in random order where there are more than `most` (None: in their order).
+
+        A file may be sorted, by outcome or by industry: its first rows do not stand for all. The embedded corpus is in
+        random order.
+        """
+        n = len(mails)
+        if most is None or n <= most or self.gold:
+            return list(range(n))
+        return torch.randperm(n, generator=torch.Generator().manual_seed(self.split_seed)).tolist()
+
+    def sample(self, mails: Mails, most: int) -> Mails:
+        """Return at most `most` of a side's mails, drawn at random (`shuffled_rows`)."""
+        return mails.rows(self.shuffled_rows(mails, most)[:most])
+
+    def judge_dataset(self, learnt: LearntMails | None = None) -> MailDataset:
         """Return the dataset of a judge, a reward model that scores the mails of other policies.
 
         The judge learns from the split `judge` alone, which no other model reads: part of it trains the judge, and the
-        rest, in the proportion of env.split.shares, stops its training and sets its temperature. Raises ValueError
-        where there is no such split, or where it is too small.
+        rest, in the proportion of env.split.shares, stops its training and sets its temperature. Mails that the reward
+        model knows (`learnt`) are left out. Raises ValueError where there is no such split, or where it is too small.
         """
         if JUDGE not in self.splits:
             raise ValueError(
                 f"{self.name}: no truth to judge mails by: expected a share of the rows for a judge model, as in "
                 "env.split.shares={train: .5, valid: .1, test: .15, judge: .25}"
             )
-        mails = self.splits[JUDGE]
+        mails = self.unread(JUDGE, learnt)
         both = self.shares["train"] + self.shares["valid"]
         shares = {name: self.shares[name] / both for name in ("train", "valid")}
         rows = splitting.stratified_split(mails, self.groups(mails), shares, self.split_seed)
@@ -189,8 +211,14 @@ def _check_shares(shares: dict[str, float]) -> None:
 def _split_as_given(mails: Mails, row_numbers: list[int], sides: list[str], name: str, split: dict) -> dict[str, Mails]:
     """Split by the file's column `split`; raise ValueError where near-duplicates are on different sides.
 
-    The column names the sides of env.split.shares; rows of a judge are left out where these shares have none.
+    The column names the sides of env.split.shares; rows of a judge are left out, and counted, where these shares have
+    none.
     """
+    left_out = sum(side not in split["shares"] for side in sides)
+    if left_out:
+        print(
+            f"{name}: {left_out:,} rows of other sides than {', '.join(split['shares'])} are left out", file=sys.stderr
+        )
     rows = {side: [i for i, given in enumerate(sides) if given == side] for side in split["shares"]}
     for side, members in rows.items():
         if not members:

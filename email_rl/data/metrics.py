@@ -5,12 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from email_rl.data.mails import words
+from email_rl.data.mails import OUTCOMES, Mails, words
 
 
 def log_losses(p: Tensor, y: Tensor) -> Tensor:
     """Return −log p(y) of each mail, nats [N]."""
     return -p.double().clamp_min(1e-12).gather(1, y[:, None])[:, 0].log()
+
+
+def majority_shares(train: Mails, n: int) -> Tensor:
+    """Return the training mails' shares of outcomes for each of n mails [n, K]; one mail is added to each outcome's."""
+    counts = torch.bincount(train.outcome, minlength=len(OUTCOMES)).double() + 1
+    return (counts / counts.sum()).expand(n, len(OUTCOMES))
 
 
 def confusion_matrix(p: Tensor, y: Tensor) -> Tensor:
@@ -49,11 +55,23 @@ def correlation(a: Tensor, b: Tensor) -> float | None:
     return (a @ b / scale).item() if scale > 1e-9 * len(a) else None
 
 
-def bootstrap_interval(difference: Tensor, draws: int, seed: int) -> tuple[float, float]:
-    """Return the 95 % interval of a mean of paired differences [N] by the bootstrap over mails."""
+def bootstrap_interval(
+    difference: Tensor, draws: int, seed: int, groups: list[int] | None = None
+) -> tuple[float, float]:
+    """Return the 95 % interval of a mean of paired differences [N] by the bootstrap over groups of mails.
+
+    `groups` [N] numbers the mails' groups; None: each mail is a group. Mails of one text share a model's error, so that
+    they are drawn together: a mean of a draw is the sum over its mails by their number (Cameron, Gelbach and Miller
+    2008).
+    """
     generator = torch.Generator().manual_seed(seed)
-    n = len(difference)
-    means = torch.stack([difference[torch.randint(n, (n,), generator=generator)].mean() for _ in range(draws)])
+    numbers: dict[int, int] = {}
+    group_of = torch.tensor([numbers.setdefault(group, len(numbers)) for group in groups or range(len(difference))])
+    sums = torch.zeros(len(numbers), dtype=difference.dtype).index_add(0, group_of, difference)
+    sizes = torch.bincount(group_of).to(difference.dtype)
+    n = len(numbers)
+    drawn = (torch.randint(n, (n,), generator=generator) for _ in range(draws))
+    means = torch.stack([sums[rows].sum() / sizes[rows].sum() for rows in drawn])
     low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=means.dtype)).tolist()
     return low, high
 

@@ -6,6 +6,7 @@ A judge is a reward model trained on other mails.
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -27,7 +28,7 @@ from email_rl.evaluation.policy_figures import (
 )
 from email_rl.evaluation.policy_report import MailPolicyReport, mails_title, outcomes_figure, policy_columns
 from email_rl.models.outcome_classifier import outcome_reward
-from email_rl.models.outcome_model import OutcomePredictor
+from email_rl.models.outcome_model import OutcomePredictor, cut_mails
 from email_rl.models.policy import LanguageModelPolicy
 from email_rl.models.tokenized_mails import TokenizedMails
 from rlcore.runs.logger import NullLogger
@@ -76,7 +77,7 @@ class MailPolicyEvaluator:
     # ── during training ─────────────────────────────────────────────────────────────────────────────────────────────
     def validate(self, algorithm) -> dict[str, float]:
         """Evaluate a policy on contexts of validation mails, with the same random numbers each time."""
-        contexts = self.dataset.valid.contexts[: self.validation_mails]
+        contexts = self.dataset.sample(self.dataset.valid, self.validation_mails).contexts
         figures = self.figures_of(
             algorithm, self.generate(algorithm.policy, algorithm.reference, contexts, "validation")
         )
@@ -98,9 +99,11 @@ class MailPolicyEvaluator:
         """
         generator = torch.Generator(policy.device).manual_seed(self.seed + STREAMS[stream])
         mails, texts = policy.generate(contexts, samples, generator, **self.sampling)
-        own = (self.sampling["temperature"], self.sampling["top_k"], self.sampling["top_p"])
-        is_own = own == (policy.temperature, 0, 1.0)
-        kl = None if reference is None or not is_own else self.kl_to_reference(policy, reference, mails)
+        kl = (
+            None
+            if reference is None or not self.samples_as_trained(policy)
+            else self.kl_to_reference(policy, reference, mails)
+        )
         return PolicyMails(
             contexts=[context for context in contexts for _ in range(samples)],
             texts=texts,
@@ -108,6 +111,11 @@ class MailPolicyEvaluator:
             has_ended=policy.has_ended(mails),
             samples=samples,
         )
+
+    def samples_as_trained(self, policy: LanguageModelPolicy) -> bool:
+        """Tell whether mails are drawn from the policy's own distribution, which training is about."""
+        sampling = (self.sampling["temperature"], self.sampling["top_k"], self.sampling["top_p"])
+        return sampling == (policy.temperature, 0, 1.0)
 
     def kl_to_reference(
         self, policy: LanguageModelPolicy, reference: LanguageModelPolicy, mails: TokenizedMails
@@ -123,7 +131,20 @@ class MailPolicyEvaluator:
         """Compare all policies on contexts of test mails."""
         started = time.perf_counter()
         test, samples = self.asked_mails()
+        if not self.samples_as_trained(algorithm.policy):
+            print(
+                "env.evaluation.sampling: mails are drawn from another distribution than the trained one (temperature "
+                f"{algorithm.policy.temperature}, all tokens): KL and the row reward_weighted are left out",
+                file=sys.stderr,
+            )
         mails = self.mails_by_policy(algorithm, name, test, samples)
+        cut = cut_mails(algorithm.reward_model, mails[name].contexts, mails[name].texts)
+        if cut:
+            print(
+                f"warning: {cut:,} of {len(mails[name].texts):,} mails of {name} are longer than the input of the "
+                "reward model, which does not read their ends",
+                file=sys.stderr,
+            )
         rows = {row: self.figures_of(algorithm, written) for row, written in tracked(mails.items(), "policies")}
         true_probabilities = self.true_probabilities(algorithm)
         reference = outcomes_by_context(true_probabilities, mails["reference"])
@@ -131,8 +152,9 @@ class MailPolicyEvaluator:
             own = outcomes_by_context(true_probabilities, written)
             rows[row] |= ratio_to_reference(own[:, -1], reference[:, -1], self.bootstrap_samples, self.seed)
             rows[row] |= gain_over_reference(own, reference, self.dataset.outcome_values)
-        p = algorithm.reward_model.probabilities(self.dataset.test.contexts, self.dataset.test.texts)
-        classified = metrics.classification_metrics(p, self.dataset.test.outcome, 15)
+        unread = self.dataset.unread("test", algorithm.reward_model.learnt)
+        p = algorithm.reward_model.probabilities(unread.contexts, unread.texts)
+        classified = metrics.classification_metrics(p, unread.outcome, 15)
         report = self.report(rows, test, len(mails[name].texts), reward_model=classified, policy=rows[name])
         report.plots["outcomes"] = outcomes_figure(rows["reference"], rows[name])
         report.extra["evaluation_seconds"] = time.perf_counter() - started
@@ -140,7 +162,7 @@ class MailPolicyEvaluator:
 
     def asked_mails(self) -> tuple[Mails, int]:
         """Return the test mails for whose contexts policies write, and how many mails they write for each."""
-        test = self.dataset.test.rows(list(range(min(self.test_mails, len(self.dataset.test)))))
+        test = self.dataset.sample(self.dataset.test, self.test_mails)
         return test, max(1, self.test_mails // len(test))
 
     def report(self, rows: dict[str, dict], test: Mails, written: int, **extra: Any) -> MailPolicyReport:

@@ -39,10 +39,9 @@ class RewardModelEvaluator:
         """Compare all models on the test mails; in a refresh, also before and after on old and new test mails."""
         test, train = algorithm.new_splits()["test"], algorithm.train_mails
         started = time.perf_counter()
-        share = torch.bincount(train.outcome, minlength=3).double() / len(train)
         bag = BagOfWords.fit(train, algorithm.valid_mails, self.seed, **self.dataset.bag_of_words)
         predictions = {
-            "majority": ("nothing", share.expand(len(test), 3)),
+            "majority": ("nothing", metrics.majority_shares(train, len(test))),
             "bag_of_words": ("context_text", bag.probabilities(test.contexts, test.texts)),
         }
         if self.compare_inputs and algorithm.before_refresh is None:
@@ -52,11 +51,12 @@ class RewardModelEvaluator:
         if self.dataset.gold:
             predictions["gold"] = "truth", self.dataset.gold.probabilities(test.contexts, test.texts)
         truth = predictions["gold"][1] @ self.dataset.outcome_values if self.dataset.gold else None
+        groups = self.dataset.groups(test)
         rows = {
             row: {
                 "reads": reads,
                 **self.figures_of(p, test.outcome, truth),
-                **self.behind(p, predictions[name][1], test.outcome),
+                **self.behind(p, predictions[name][1], test.outcome, groups),
             }
             for row, (reads, p) in predictions.items()
         }
@@ -84,12 +84,12 @@ class RewardModelEvaluator:
             else {}
         )
 
-    def behind(self, p: Tensor, model: Tensor, y: Tensor) -> dict:
-        """Return a row's log-loss less the reward model's, with its paired 95 % interval."""
+    def behind(self, p: Tensor, model: Tensor, y: Tensor, groups: list[int]) -> dict:
+        """Return a row's log-loss less the reward model's, with its paired 95 % interval over groups of mails."""
         difference = metrics.log_losses(p, y) - metrics.log_losses(model, y)
         return {
             "behind": difference.mean().item(),
-            "behind_ci": metrics.bootstrap_interval(difference, self.bootstrap_samples, self.seed),
+            "behind_ci": metrics.bootstrap_interval(difference, self.bootstrap_samples, self.seed, groups),
         }
 
     def refresh(self, algorithm) -> list[dict]:
@@ -98,14 +98,14 @@ class RewardModelEvaluator:
             return []
         rows = []
         for age, test in (("old", algorithm.old_splits["test"]), ("new", algorithm.new_splits()["test"])):
-            after = algorithm.probabilities(test)
+            after, groups = algorithm.probabilities(test), self.dataset.groups(test)
             for when, p in (("before", algorithm.before_refresh[age]), ("after", after)):
                 rows.append(
                     {
                         "split": age,
                         "when": when,
                         **metrics.classification_metrics(p, test.outcome, self.calibration_bins),
-                        **self.behind(p, after, test.outcome),
+                        **self.behind(p, after, test.outcome, groups),
                     }
                 )
         return rows

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from email_rl.data.learnt_mails import LearntMails
 from email_rl.data.mails import OUTCOMES, Mails, words
 from email_rl.data.metrics import fit_temperature, log_losses
 
@@ -23,6 +24,8 @@ class BagOfWords:
     `known_words` are the words with a weight; all others are ignored. A word in the context differs from the same word
     in the text.
     """
+
+    learnt: LearntMails | None = None  #: the mails that it has learnt from; None: unknown
 
     def __init__(self, known_words: list[str]):
         self.vocabulary = {word: i for i, word in enumerate(known_words, 1)}  # 0 pads
@@ -37,6 +40,7 @@ class BagOfWords:
         bag = BagOfWords.train(train, valid, seed, **settings)
         logits = bag.logits(bag.ids(valid.contexts, valid.texts)).detach()
         bag.temperature = fit_temperature(logits, valid.outcome, torch.ones(len(valid)))
+        bag.learnt = LearntMails.of(train, valid)
         return bag
 
     @staticmethod
@@ -52,6 +56,7 @@ class BagOfWords:
             held_out[fold] = part.logits(part.ids(rest.contexts, rest.texts)).detach()
         bag = BagOfWords.train(mails, mails, seed, **settings)
         bag.temperature = fit_temperature(held_out, mails.outcome, torch.ones(len(mails)))
+        bag.learnt = LearntMails.of(mails, mails.rows([]))
         return bag
 
     @staticmethod

@@ -31,7 +31,7 @@ def fit_lengths(
     longest = sorted(set(contexts), key=len)[-LONGEST:]
     prompts = [template.replace("{context}", context) for context in longest]
     prompt_tokens = max(generation["prompt_tokens"], *token_counts(tokenizer, prompts))
-    lengths = sorted(token_counts(tokenizer, texts[:MEASURED]))
+    lengths = sorted(token_counts(tokenizer, texts))
     response_tokens = max(generation["response_tokens"], 1 + lengths[math.ceil(share * len(lengths)) - 1])
     grown = prompt_tokens > generation["prompt_tokens"] or response_tokens > generation["response_tokens"]
     if grown and positions is not None and prompt_tokens + response_tokens > positions:

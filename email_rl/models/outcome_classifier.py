@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from email_rl.data.learnt_mails import LearntMails
 from email_rl.data.mails import OUTCOMES
 from email_rl.models.encoders import OFFSET_POSITIONS, pad_batch, tokenize
 from email_rl.models.hf_io import describe, export, from_folder, restore
@@ -38,6 +39,8 @@ def _check_labels(labels: dict[int, str], folder: Path | str) -> None:
 
 class OutcomeClassifier:
     """A network with its tokenizer: probabilities of outcomes for mails."""
+
+    learnt: LearntMails | None = None  #: the mails that it has learnt from; None: unknown
 
     def __init__(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, device: torch.device, batch_size: int

@@ -12,12 +12,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from email_rl.data.dataset import MailDataset
+from email_rl.data.learnt_mails import LearntMails
 from email_rl.data.mails import OUTCOMES, Mails
 from email_rl.data.metrics import fit_temperature, log_losses
 from email_rl.mail_algorithm import MailAlgorithm
 from email_rl.models.encoders import bucketed_batches, cut_inputs, pad_batch, small_enough
 from email_rl.models.hf_io import describe
 from email_rl.models.outcome_classifier import REWARD_MODEL_FOLDER, OutcomeClassifier
+from email_rl.models.outcome_model import export_outcome_model
 from email_rl.reward_model.classification import class_weights, overlap_loss
 from rlcore.runs import checkpoint
 from rlcore.runs.logger import Logger, NullLogger
@@ -77,7 +79,7 @@ class OutcomeTraining(MailAlgorithm):
         self.most_updates_per_iteration, self.bucket_batches = updates_per_iteration, bucket_batches
         self.eval_every, self.checkpoint_every = eval_every, checkpoint_every
         self.most_patience, self.patience_passes = patience, patience_passes
-        self.predict_batch_size, self.digest = predict_batch_size, env.digest
+        self.predict_batch_size = predict_batch_size
         self.iteration, self.updates_done, self.mails_seen, self.finished = 0, 0, 0, False
         self.best_loss, self.best_at, self.has_stalled, self.temperature = math.inf, 0, False, 1.0
         self.best: dict[str, Tensor] | None = None
@@ -104,6 +106,7 @@ class OutcomeTraining(MailAlgorithm):
         self.train_mails, self.valid_mails, self.lr = train, sum(valid[1:], valid[0]), lr
         self.train_ids = self.classifier.token_ids(train.contexts, train.texts)
         self.valid_ids = self.classifier.token_ids(self.valid_mails.contexts, self.valid_mails.texts)
+        self.classifier.learnt = LearntMails.of(train, self.valid_mails)
         self._report_cut_mails(train)
         self.valid_weight = torch.cat([torch.full((len(v),), 1 / (len(v) * len(valid))) for v in valid if len(v)])
         self.class_weights = class_weights(train.outcome, self.class_weight_power)
@@ -243,5 +246,5 @@ class OutcomeTraining(MailAlgorithm):
         checkpoint.atomic_folder(directory / REWARD_MODEL_FOLDER, self.export_model)
 
     def export_model(self, folder: Path) -> None:
-        """Write the model and its tokenizer in transformers' format."""
-        self.classifier.export(folder)
+        """Write the model and its tokenizer in transformers' format, and which mails the model has learnt from."""
+        export_outcome_model(self.classifier, folder)

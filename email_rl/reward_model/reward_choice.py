@@ -14,9 +14,12 @@ import torch
 from torch import Tensor
 
 from email_rl.data import metrics, splitting
-from email_rl.data.mails import OUTCOMES, Mails
+from email_rl.data.dataset import MailDataset
+from email_rl.data.mails import Mails
 from email_rl.models.bag_of_words import BagOfWords
 from email_rl.models.outcome_model import OutcomeModel, OutcomePredictor
+from email_rl.reward_model.baselines import OfContext, WithMajority, without_texts
+from email_rl.reward_model.gains import Gain, Gains
 
 FitModel = Callable[[Mails, Mails], OutcomeModel]  # of training and validation mails
 GroupMails = Callable[[Mails], list[int]]  # numbers the groups of mails that no split may part
@@ -43,7 +46,9 @@ class ChoiceSettings:
 class Verdict:
     """The model that was chosen, and how far it is ahead of the majority on mails that it has not learnt from.
 
-    `ahead` is the majority's log-loss less the model's, nats a mail, with its 95 % interval `low` to `high`.
+    `ahead` is the majority's log-loss less the model's, nats a mail, with its 95 % interval `low` to `high`;
+    `ahead_of_context`, `context_low` and `context_high` are the same beside a model that reads the context alone, and
+    `context_knows` tells whether that one is ahead of the majority by more than chance.
     `behind_bag` is the encoder's log-loss less the bag of words' on the same mails; None: the encoder was not ahead on
     the few validation mails, and was not fitted again. `bag_knows` tells whether the bag of words is ahead of the
     majority by more than chance; if not, the encoder is compared with the majority. `majority_share` is the part of the
@@ -54,6 +59,10 @@ class Verdict:
     ahead: float
     low: float
     high: float
+    ahead_of_context: float
+    context_low: float
+    context_high: float
+    context_knows: bool
     mails: int
     behind_bag: float | None
     bag_knows: bool
@@ -61,8 +70,14 @@ class Verdict:
 
     @property
     def is_informed(self) -> bool:
-        """Whether the model is ahead of the majority by more than chance."""
-        return self.low > 0
+        """Whether the model is ahead of the majority, and of a context that tells anything, by more than chance."""
+        return self.gains.are_sure
+
+    @property
+    def gains(self) -> Gains:
+        """How far the model is ahead of the majority, and of the context alone."""
+        over_context = Gain(self.ahead_of_context, self.context_low, self.context_high)
+        return Gains(Gain(self.ahead, self.low, self.high), over_context, self.context_knows)
 
     def to_dict(self) -> dict:
         """Lay the verdict out for a JSON file."""
@@ -78,16 +93,15 @@ class Verdict:
             why = f"ahead of the bag of words{gap}"
         else:
             why = "the bag of words is not ahead of the majority"
-        return (
-            f"{name} ({why}); ahead of the majority by {self.ahead:.3f} nats a mail ({self.low:.3f} to "
-            f"{self.high:.3f}) on {self.mails:,} mails that it has not learnt from"
-        )
+        return f"{name} ({why}); ahead {self.gains} on {self.mails:,} mails that it has not learnt from"
 
 
 class HeldOutLosses(NamedTuple):
-    """Log-losses of the same mails, which no model has learnt from, nats [N]."""
+    """Log-losses of the same mails, which no model has learnt from, nats [N], and the numbers of the mails' groups."""
 
+    groups: list[int]
     majority: Tensor
+    context: Tensor  # of a bag of words that reads the context alone
     bag: Tensor
     encoder: Tensor | None  # None: it was not fitted again
 
@@ -98,6 +112,8 @@ class Fitters(NamedTuple):
     encoder: FitModel
     bag: FitModel  # a bag of words, whose training the validation mails stop
     bag_of_few: FitModel  # a bag of words that learns from training and validation mails alike
+    context: Callable[[Mails, Mails], OutcomePredictor]  # as `bag`, but it reads the context alone
+    context_of_few: Callable[[Mails, Mails], OutcomePredictor]  # as `bag_of_few`
 
 
 def choose_reward_model(
@@ -116,21 +132,21 @@ def choose_reward_model(
     from, the more that flatters them. The bag of words then learns from training and validation mails alike.
     """
     bag = fit.bag(train, valid)
-    losses = HeldOutLosses(_majority_losses(train, valid), _log_losses(bag, valid), _log_losses(encoder, valid))
+    of_context, of_bag, of_encoder = (_log_losses(model, valid) for model in (fit.context(train, valid), bag, encoder))
+    losses = HeldOutLosses(group(valid), _majority_losses(train, valid), of_context, of_bag, of_encoder)
     are_few = len(valid) < settings.few_mails
     if are_few:
-        losses = _cross_fitted_losses(losses, fit, _folds(train + valid, group, settings), settings)
+        losses = _cross_fitted_losses(losses, fit, _folds(train + valid, group, settings), group, settings)
         bag = fit.bag_of_few(train, valid)
-    bag_knows = _is_ahead(losses.bag, losses.majority, settings)
-    is_encoder = _is_ahead(losses.encoder, losses.bag if bag_knows else losses.majority, settings)
-    gains = losses.majority - (losses.encoder if is_encoder and losses.encoder is not None else losses.bag)
-    low, high = metrics.bootstrap_interval(gains, settings.bootstrap_samples, settings.seed)
+    bag_knows = _is_ahead(losses.bag, losses.majority, losses.groups, settings)
+    rival = losses.bag if bag_knows else losses.majority
+    is_encoder = losses.encoder is not None and _is_ahead(losses.encoder, rival, losses.groups, settings)
+    chosen = losses.encoder if is_encoder and losses.encoder is not None else losses.bag
+    found = _gains(chosen, losses.majority, losses.context, losses.groups, settings)
     verdict = Verdict(
         chosen="encoder" if is_encoder else "bag_of_words",
-        ahead=gains.mean().item(),
-        low=low,
-        high=high,
-        mails=len(gains),
+        **found.to_dict(),
+        mails=len(chosen),
         behind_bag=None if losses.encoder is None else (losses.encoder - losses.bag).mean().item(),
         bag_knows=bag_knows,
         majority_share=settings.majority_share if are_few else 0.0,
@@ -138,42 +154,35 @@ def choose_reward_model(
     return encoder if is_encoder else bag, verdict
 
 
-def gain_over_majority(
-    model: OutcomePredictor, train: Mails, valid: Mails, settings: ChoiceSettings
-) -> tuple[float, float, float]:
-    """Return the majority's log-loss less a model's on validation mails, nats a mail, and its 95 % interval."""
-    gains = _majority_losses(train, valid) - _log_losses(model, valid)
-    return gains.mean().item(), *metrics.bootstrap_interval(gains, settings.bootstrap_samples, settings.seed)
+def gains(model: OutcomePredictor, dataset: MailDataset, mails: Mails, seed: int, settings: ChoiceSettings) -> Gains:
+    """Return how far a model is ahead of the majority, and of the context alone, on mails that it was not fitted to.
+
+    Both of these learn from the dataset's training mails.
+    """
+    of_context = OfContext.fit(dataset.train, dataset.valid, seed, dataset.bag_of_words)
+    losses = (_log_losses(model, mails), _majority_losses(dataset.train, mails), _log_losses(of_context, mails))
+    return _gains(*losses, dataset.groups(mails), settings)
 
 
-def bag_fitters(
-    seed: int, bag_settings: dict, group: GroupMails, settings: ChoiceSettings
-) -> tuple[FitModel, FitModel]:
-    """Return what fits a bag of words, and what fits one to few mails: `Fitters.bag` and `Fitters.bag_of_few`."""
+def fitters(encoder: FitModel, seed: int, bag_settings: dict, group: GroupMails, settings: ChoiceSettings) -> Fitters:
+    """Return what fits models: `encoder`, and bags of words."""
 
-    def fit(train: Mails, valid: Mails) -> BagOfWords:
+    def bag(train: Mails, valid: Mails) -> BagOfWords:
         return BagOfWords.fit(train, valid, seed, **bag_settings)
 
-    def fit_few(train: Mails, valid: Mails) -> BagOfWords:
+    def bag_of_few(train: Mails, valid: Mails) -> BagOfWords:
         mails = train + valid
         return BagOfWords.fit_all(mails, _fold_rows(mails, group, settings), seed, **bag_settings)
 
-    return fit, fit_few
+    def context(train: Mails, valid: Mails) -> OfContext:
+        return OfContext.fit(train, valid, seed, bag_settings)
 
+    def context_of_few(train: Mails, valid: Mails) -> OfContext:
+        mails = train + valid
+        folds = _fold_rows(mails, group, settings)
+        return OfContext(BagOfWords.fit_all(without_texts(mails), folds, seed, **bag_settings))
 
-class WithMajority:
-    """A model whose probabilities are mixed with the shares of its training mails' outcomes.
-
-    A verdict over few mails is of such a mixture, because few mails choose too sure a temperature.
-    """
-
-    def __init__(self, model: OutcomeModel, train: Mails, majority_share: float):
-        self.model, self.train, self.majority_share = model, train, majority_share
-
-    def probabilities(self, contexts: list[str], texts: list[str]) -> Tensor:
-        """Return P(outcome) [N, 3]."""
-        p = self.model.probabilities(contexts, texts).double()
-        return (1 - self.majority_share) * p + self.majority_share * majority_shares(self.train, len(texts))
+    return Fitters(encoder, bag, bag_of_few, context, context_of_few)
 
 
 def _folds(mails: Mails, group: GroupMails, settings: ChoiceSettings) -> list[Mails]:
@@ -194,19 +203,25 @@ def _fold_rows(mails: Mails, group: GroupMails, settings: ChoiceSettings) -> lis
 
 
 def _cross_fitted_losses(
-    on_valid: HeldOutLosses, fit: Fitters, folds: list[Mails], settings: ChoiceSettings
+    on_valid: HeldOutLosses, fit: Fitters, folds: list[Mails], group: GroupMails, settings: ChoiceSettings
 ) -> HeldOutLosses:
     """Return the log-losses of all mails of the folds by cross-fitting, given those of the validation mails.
 
     The encoder is fitted again only where it seems ahead on validation mails, or where the bag of words knows nothing.
     """
+    assert on_valid.encoder is not None
+    groups = group(sum(folds[1:], folds[0]))
     of_majority, of_bag = _cross_fitted(fit.bag_of_few, folds, settings)
-    seems_ahead = _is_ahead(on_valid.encoder, on_valid.bag, settings)
-    is_asked = seems_ahead or not _is_ahead(of_bag, of_majority, settings)
-    return HeldOutLosses(of_majority, of_bag, _cross_fitted(fit.encoder, folds, settings)[1] if is_asked else None)
+    of_context = _cross_fitted(fit.context_of_few, folds, settings)[1]
+    seems_ahead = _is_ahead(on_valid.encoder, on_valid.bag, on_valid.groups, settings)
+    is_asked = seems_ahead or not _is_ahead(of_bag, of_majority, groups, settings)
+    of_encoder = _cross_fitted(fit.encoder, folds, settings)[1] if is_asked else None
+    return HeldOutLosses(groups, of_majority, of_context, of_bag, of_encoder)
 
 
-def _cross_fitted(fit: FitModel, folds: list[Mails], settings: ChoiceSettings) -> tuple[Tensor, Tensor]:
+def _cross_fitted(
+    fit: Callable[[Mails, Mails], OutcomePredictor], folds: list[Mails], settings: ChoiceSettings
+) -> tuple[Tensor, Tensor]:
     """Return the log-losses of the majority and of a model [N], each of a mail that the model has not seen.
 
     A model trains on all folds but the mail's; one of these is its validation mails. That few mails choose
@@ -228,17 +243,21 @@ def _log_losses(model: OutcomePredictor, mails: Mails) -> Tensor:
 
 
 def _majority_losses(train: Mails, mails: Mails) -> Tensor:
-    return metrics.log_losses(majority_shares(train, len(mails)), mails.outcome)
+    return metrics.log_losses(metrics.majority_shares(train, len(mails)), mails.outcome)
 
 
-def majority_shares(train: Mails, n: int) -> Tensor:
-    """Return the training mails' shares of outcomes for each of n mails [n, K]; one mail is added to each outcome's."""
-    counts = torch.bincount(train.outcome, minlength=len(OUTCOMES)).double() + 1
-    return (counts / counts.sum()).expand(n, len(OUTCOMES))
+def _gains(loss: Tensor, majority: Tensor, context: Tensor, groups: list[int], settings: ChoiceSettings) -> Gains:
+    """Return how far a model's log-losses [N] are below the majority's, and below those of the context alone."""
+    context_knows = _is_ahead(context, majority, groups, settings)
+    return Gains(_gain(loss, majority, groups, settings), _gain(loss, context, groups, settings), context_knows)
 
 
-def _is_ahead(loss: Tensor | None, other: Tensor, settings: ChoiceSettings) -> bool:
-    """Tell whether one model's log-losses [N] are below another's by more than chance: the paired 95 % interval."""
-    return (
-        loss is not None and metrics.bootstrap_interval(other - loss, settings.bootstrap_samples, settings.seed)[0] > 0
-    )
+def _gain(loss: Tensor, other: Tensor, groups: list[int], settings: ChoiceSettings) -> Gain:
+    """Return how far one model's log-losses [N] are below another's: the paired bootstrap over groups of mails."""
+    interval = metrics.bootstrap_interval(other - loss, settings.bootstrap_samples, settings.seed, groups)
+    return Gain((other - loss).mean().item(), *interval)
+
+
+def _is_ahead(loss: Tensor, other: Tensor, groups: list[int], settings: ChoiceSettings) -> bool:
+    """Tell whether one model's log-losses [N] are below another's by more than chance."""
+    return _gain(loss, other, groups, settings).low > 0

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
+from email_rl.data.learnt_mails import LearntMails
 from email_rl.data.mails import Mails
 from email_rl.models.hf_io import restore
 from email_rl.reward_model.outcome_training import OutcomeTraining
@@ -122,3 +123,5 @@ class RewardModel(OutcomeTraining):
             self.refresh["lr_share"] * self.encoder.lr,
             self.refresh["steps"],
         )
+        # the replay is a part of the old mails, and the model has learnt from all of them
+        self.classifier.learnt = LearntMails.of(new["train"] + old_splits["train"], self.valid_mails)

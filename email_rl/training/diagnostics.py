@@ -94,11 +94,12 @@ def length_figure(rollout: MailRollout) -> Figure:
     return figure
 
 
-def sample_table(rollout: MailRollout, most: int) -> str:
-    """Show the first mails of a rollout with their scores, as Markdown."""
+def sample_table(rollout: MailRollout, most: int, samples_per_context: int = 1) -> str:
+    """Show the first mails of a rollout with their scores, one of each sampled context, as Markdown."""
     kl = rollout.log_ratio.sum(1).tolist()
     lines = [
         f"| {context} | {text.replace('|', '/').replace(chr(10), '<br>')} | {score:.2f} | {nats:.1f} |"
         for context, text, score, nats in zip(rollout.contexts, rollout.texts, rollout.score.tolist(), kl)
     ]
-    return "\n".join(["| context | mail | score | KL, nats |", "|---|---|---|---|", *lines[:most]])
+    header = ["| context | mail | score | KL, nats |", "|---|---|---|---|"]
+    return "\n".join([*header, *lines[::samples_per_context][:most]])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,14 @@ from torch import Tensor
 from email_rl.data.dataset import MailDataset
 from email_rl.mail_algorithm import MailAlgorithm
 from email_rl.models.outcome_classifier import REWARD_MODEL_FOLDER, outcome_reward
-from email_rl.models.outcome_model import OutcomeModel, OutcomePredictor, unpack_outcome_model
+from email_rl.models.outcome_model import (
+    OutcomeModel,
+    OutcomePredictor,
+    cut_mails,
+    export_outcome_model,
+    pack_outcome_model,
+    unpack_outcome_model,
+)
 from email_rl.models.policy import LanguageModelPolicy
 from email_rl.reward_model.reward_choice import ChoiceSettings
 from email_rl.training.diagnostics import length_figure, sample_table
@@ -35,13 +43,17 @@ class LanguageModelAlgorithm(MailAlgorithm):
     Its subclass LanguageModelPPO learns. `ModelSources` says where the models come from. A mail's reward is the
     expected value of its outcome (`expected`) or the value of its likeliest outcome (`argmax`). `score_mean` and
     `score_std` are the mean and standard deviation of rewards of mails that the reference generated; they are in every
-    checkpoint. `setup` raises ValueError where the standard deviation is below `min_reward_spread`.
+    checkpoint. `setup` raises ValueError where the standard deviation, or that of rewards of texts in one context, is
+    below `min_reward_spread`.
     """
 
     start_instead = "algo.reference_folder=FOLDER (the folder `policy` of a run) starts from its policy"
     policy: LanguageModelPolicy  #: set by `set_models`, as are the other two
     reference: LanguageModelPolicy
     reward_model: OutcomeModel
+    samples_per_context: (
+        int  #: mails that a rollout has of each sampled context, one after the other; set by the subclass
+    )
     settings: dict[str, Any]  #: the arguments for another algorithm of the same class; set by the subclass
 
     def __init__(
@@ -135,13 +147,42 @@ class LanguageModelAlgorithm(MailAlgorithm):
         self.set_models(*self.sources.load_or_train(logger, should_stop, self.accelerate_inner))
         contexts = self.sample_contexts(self.normalization_mails)
         _, texts = self.reference.generate(contexts, 1, self.generator, **self.sampling)
-        _, mean, variance = distributed.all_reduce_moments(self.rewards(contexts, texts).to(self.device))
+        rewards = self.rewards(contexts, texts).to(self.device)
+        _, mean, variance = distributed.all_reduce_moments(rewards)
         self.score_mean, self.score_std = mean.item(), max(1e-6, variance.sqrt().item())  # in every checkpoint
-        if self.score_std < self.min_reward_spread:
+        self._check_spread(contexts, texts, rewards)
+        self._report_cut_mails(contexts, texts)
+
+    def _check_spread(self, contexts: list[str], texts: list[str], rewards: Tensor) -> None:
+        """Raise ValueError where the rewards of the reference's mails do not differ, or do not by their texts.
+
+        The rewards of a context's own mail and of another context's text in its place are a and b: E(a − b)² / 2 is the
+        variance that a text alone can make. What contexts tell is no part of it, because no policy can change that.
+        """
+        exchanged = self.rewards(contexts, texts[1:] + texts[:1]).to(self.device)
+        half_squares = distributed.all_reduce_mean((rewards - exchanged).square().mean() / 2)
+        by_text = half_squares.sqrt().item()
+        if distributed.rank() == 0:
+            print(
+                f"rewards of {len(texts):,} mails of the reference: standard deviation {self.score_std:.3f}, and "
+                f"{by_text:.3f} where the text alone changes"
+            )
+        if min(self.score_std, by_text) < self.min_reward_spread:
+            where = "" if self.score_std < self.min_reward_spread else " where the text alone changes"
             raise ValueError(
                 f"algo.min_reward_spread: the rewards of {len(texts):,} mails of the reference differ by a standard "
-                f"deviation of {self.score_std:.4f}, expected at least {self.min_reward_spread}: the reward model "
-                f"can't tell them apart; nothing can be optimised against it. What would help: {HELP}"
+                f"deviation of {min(self.score_std, by_text):.4f}, expected at least {self.min_reward_spread}{where}: "
+                f"the reward model can't tell them apart; nothing can be optimised against it. What would help: {HELP}"
+            )
+
+    def _report_cut_mails(self, contexts: list[str], texts: list[str]) -> None:
+        """Print how many mails of the reference are longer than what the reward model reads."""
+        cut = cut_mails(self.reward_model, contexts, texts)
+        if cut and distributed.rank() == 0:
+            print(
+                f"warning: {cut:,} of {len(texts):,} mails of the reference are longer than the input of the reward "
+                "model, which does not read their ends: a policy may write anything there",
+                file=sys.stderr,
             )
 
     def sample_contexts(self, n: int) -> list[str]:
@@ -160,7 +201,7 @@ class LanguageModelAlgorithm(MailAlgorithm):
         for warning in self.guards.warnings(rollout, largest_ratio):
             self.logger.log_warning(f"iteration {self.iteration + 1}: {warning}")
         if self.iteration % self.log_samples_every == 0:
-            self.logger.log_text("samples", sample_table(rollout, self.logged_samples))
+            self.logger.log_text("samples", sample_table(rollout, self.logged_samples, self.samples_per_context))
             self.logger.log_figure("reward_over_length", length_figure(rollout))
 
     def baseline_trainer(self, advantage) -> LanguageModelAlgorithm:
@@ -172,21 +213,23 @@ class LanguageModelAlgorithm(MailAlgorithm):
         return other
 
     def judge(self) -> OutcomePredictor:
-        """Return a judge for mails without a gold model."""
-        return self.sources.judge(self.accelerate_inner)
+        """Return a judge for mails without a gold model; it learns from no mail that the reward model has read."""
+        return self.sources.judge(self.accelerate_inner, self.reward_model.learnt)
 
     def export(self, directory: Path) -> None:
         """Write policy, reference and reward model in transformers' format."""
         checkpoint.atomic_folder(directory / POLICY_FOLDER, self.policy.export)
         checkpoint.atomic_folder(directory / "reference", self.reference.export)
-        checkpoint.atomic_folder(directory / REWARD_MODEL_FOLDER, self.reward_model.export)
+        checkpoint.atomic_folder(
+            directory / REWARD_MODEL_FOLDER, lambda folder: export_outcome_model(self.reward_model, folder)
+        )
 
     def state_dict(self) -> dict:
         """Return everything that a resumed run needs to continue exactly."""
         return {
             "policy": self.policy.pack(),
             "reference": self.reference.pack(),
-            "reward_model": self.reward_model.pack(),
+            "reward_model": pack_outcome_model(self.reward_model),
             "score_scale": [self.score_mean, self.score_std],
             "update_kl": self.update_kl,
             "kl_to_reference": self.kl_to_reference,
@@ -196,7 +239,7 @@ class LanguageModelAlgorithm(MailAlgorithm):
             "generator": self.generator.get_state(),
             "guards": self.guards.state_dict(),
             "example_contexts": self.example_contexts(),
-            "digest": self.env.digest,
+            "digest": self.digest,
         }
 
     def example_contexts(self) -> list[str]:

@@ -11,21 +11,21 @@ from pathlib import Path
 from typing import Any
 
 from email_rl.data.dataset import JUDGE, SPLITS, MailDataset
+from email_rl.data.learnt_mails import LearntMails
 from email_rl.data.mails import Mails
 from email_rl.models.hf_io import from_folder
 from email_rl.models.language_models import read_language_model
 from email_rl.models.outcome_classifier import REWARD_MODEL_FOLDER, OutcomeClassifier
-from email_rl.models.outcome_model import OutcomeModel, OutcomePredictor, load_outcome_model
+from email_rl.models.outcome_model import OutcomeModel, OutcomePredictor, export_outcome_model, load_outcome_model
 from email_rl.models.policy import LanguageModelPolicy
 from email_rl.models.sampling_check import check_sampling
+from email_rl.reward_model.baselines import WithMajority
 from email_rl.reward_model.reward_choice import (
     ChoiceSettings,
-    Fitters,
     Verdict,
-    WithMajority,
-    bag_fitters,
     choose_reward_model,
-    gain_over_majority,
+    fitters,
+    gains,
 )
 from email_rl.reward_model.reward_model import RewardModel
 from email_rl.training.sft import POLICY_FOLDER, SFT
@@ -101,18 +101,34 @@ class ModelSources:
         """Read the reward model of `reward_model_folder`, and report what it knows."""
         assert self.reward_model_folder
         reward_model = load_outcome_model(self.reward_model_folder, self.dataset.device, self.batch_size)
+        self._check_unread(reward_model.learnt)
         if distributed.rank() == 0:
             self._report_given(reward_model)
         return reward_model
 
+    def _check_unread(self, learnt: LearntMails | None) -> None:
+        """Raise ValueError where a given reward model has read nearly all mails that judge it, or judge the policy."""
+        for side in ("test",) if self.dataset.gold else ("test", JUDGE):
+            whole, left = len(self.dataset.splits[side]), len(self.dataset.unread(side, learnt))
+            if left < min(whole, self.dataset.min_rows):
+                raise ValueError(
+                    f"algo.reward_model_folder: {self.reward_model_folder}: has learnt from {whole - left:,} of the "
+                    f"{whole:,} mails of split {side}; expected {self.dataset.min_rows} others: give the run of this "
+                    "model and this run the same env.split.shares and env.split.seed"
+                )
+            if left < whole and distributed.rank() == 0:
+                print(
+                    f"{side}: {whole - left:,} of {whole:,} mails are left out: {REWARD_MODEL_FOLDER} has learnt from "
+                    "them, or from near-duplicates"
+                )
+
     def _informed_reward_model(self, logger: Logger, should_stop: Callable[[], bool], accelerate: Accelerate) -> Path:
-        """Return the folder of the reward model; raise ValueError where none is ahead of the majority."""
+        """Return the folder of the reward model; raise ValueError where none is informed."""
         folder, verdict = self._train_reward_model(REWARD_MODEL_FOLDER, self.dataset, logger, should_stop, accelerate)
         if self.choice.must_beat_majority and not verdict.is_informed:
             raise ValueError(
-                f"{self.dataset.name}: no reward model is ahead of the majority: by {verdict.ahead:.3f} nats a mail "
-                f"({verdict.low:.3f} to {verdict.high:.3f}) on {verdict.mails:,} mails; nothing can be optimised "
-                f"against it. What would help: {HELP}"
+                f"{self.dataset.name}: no reward model is ahead of {verdict.gains.weakest()} on {verdict.mails:,} "
+                f"mails; nothing can be optimised against it. What would help: {HELP}"
             )
         return folder
 
@@ -126,44 +142,55 @@ class ModelSources:
             )
 
     def _report_given(self, reward_model: OutcomeModel) -> None:
-        """Print how far a given reward model is ahead of the majority on validation mails, and warn where it is not."""
-        valid = self.dataset.valid
-        is_ahead, gain = self._gain(reward_model, self.dataset.train, valid, f"{len(valid):,} validation mails")
-        if is_ahead:
-            print(f"{REWARD_MODEL_FOLDER}: {self.reward_model_folder}: ahead of the majority {gain}")
+        """Print how far a given reward model is ahead of the majority on validation mails, and warn where it is not.
+
+        These are mails that it was not fitted to; a folder that does not say which these are is taken to know none.
+        """
+        valid, n = self.dataset.unread("valid", reward_model.learnt, fitted_only=True), len(self.dataset.valid)
+        if len(valid) < min(n, self.dataset.min_rows):
+            print(
+                f"warning: algo.reward_model_folder: {self.reward_model_folder}: has learnt from {n - len(valid):,} of "
+                f"the {n:,} validation mails: the others are too few to tell how far it is ahead of the majority",
+                file=sys.stderr,
+            )
+            return
+        if reward_model.learnt is None:
+            print(
+                f"{REWARD_MODEL_FOLDER}: {self.reward_model_folder}: its folder does not say which mails it has learnt "
+                "from: what follows, and the judge, hold if these are none of this file's"
+            )
+        found = gains(reward_model, self.dataset, valid, self.seed, self.choice)
+        on = f"on {len(valid):,} validation mails"
+        if found.are_sure:
+            print(f"{REWARD_MODEL_FOLDER}: {self.reward_model_folder}: ahead {found} {on}")
         else:
             print(
-                f"warning: algo.reward_model_folder: {self.reward_model_folder}: not ahead of the majority by more "
-                f"than chance ({gain}): a policy may be optimised against noise",
+                f"warning: algo.reward_model_folder: {self.reward_model_folder}: by more than chance it is not ahead "
+                f"of {found.weakest()} {on}: a policy may be optimised against noise",
                 file=sys.stderr,
             )
 
-    def _gain(self, model: OutcomePredictor, train: Mails, mails: Mails, which: str) -> tuple[bool, str]:
-        """Tell whether a model is ahead of the training mails' majority by more than chance, and by how much, in words.
-
-        `mails` are such that the model has not learnt from; `which` names them.
-        """
-        ahead, low, high = gain_over_majority(model, train, mails, self.choice)
-        return low > 0, f"by {ahead:.3f} nats a mail ({low:.3f} to {high:.3f}) on {which}"
-
-    def judge(self, accelerate: Accelerate) -> OutcomePredictor:
+    def judge(self, accelerate: Accelerate, learnt: LearntMails | None) -> OutcomePredictor:
         """Return a judge for mails without a gold model: a reward model on mails that no other model has seen.
+
+        Mails of the split `judge` that the reward model knows (`learnt`) are left out.
 
         Where these mails are few the judge is the mixture with the majority that its verdict is of. The judge itself is
         tried on the mails of all other splits, of which it has seen none.
         """
-        dataset = self.dataset.judge_dataset()
+        dataset = self.dataset.judge_dataset(learnt)
         folder, verdict = self._train_reward_model(JUDGE, dataset, NullLogger(), lambda: False, accelerate)
-        learnt = load_outcome_model(folder, self.dataset.device, self.batch_size)
+        trained = load_outcome_model(folder, self.dataset.device, self.batch_size)
         share = verdict.majority_share
-        model: OutcomePredictor = WithMajority(learnt, dataset.train, share) if share else learnt
+        model: OutcomePredictor = WithMajority(trained, dataset.train, share) if share else trained
         others = sum((self.dataset.splits[side] for side in SPLITS[1:]), self.dataset.train)
-        is_ahead, gain = self._gain(model, dataset.train, others, f"the {len(others):,} mails of the other splits")
-        if is_ahead:
-            print(f"{JUDGE}: ahead of the majority {gain}")
+        found = gains(model, dataset, others, self.seed, self.choice)
+        on = f"on the {len(others):,} mails of the other splits"
+        if found.are_sure:
+            print(f"{JUDGE}: ahead {found} {on}")
         else:
             print(
-                f"warning: the judge is not ahead of the majority by more than chance ({gain}): what it says of the "
+                f"warning: by more than chance the judge is not ahead of {found.weakest()} {on}: what it says of the "
                 "policy's mails means little",
                 file=sys.stderr,
             )
@@ -186,13 +213,13 @@ class ModelSources:
         def make(folder: Path) -> None:
             model, verdict = choose_reward_model(
                 fit(dataset, logger),
-                Fitters(fit_again, *bag_fitters(self.seed, dataset.bag_of_words, dataset.groups, self.choice)),
+                fitters(fit_again, self.seed, dataset.bag_of_words, dataset.groups, self.choice),
                 dataset.train,
                 dataset.valid,
                 dataset.groups,
                 self.choice,
             )
-            model.export(folder)
+            export_outcome_model(model, folder)
             checkpoint.save_json(folder / VERDICT, verdict.to_dict())
 
         layout = [field.name for field in fields(Verdict)]

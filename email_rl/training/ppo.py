@@ -79,6 +79,7 @@ class LanguageModelPPO(LanguageModelAlgorithm):
                 f"{mails_per_iteration} / {minibatches}"
             )
         self.advantage_estimator, self.missing_eos_score = advantage, missing_eos_score
+        self.samples_per_context = advantage.samples_per_prompt
         self.iterations, self.steps_per_iteration = iterations, mails_per_iteration
         self.epochs, self.minibatches, self.micro_batch_size = epochs, minibatches, micro_batch_size
         self.clip, self.clip_value, self.max_grad_norm = clip, clip_value, max_grad_norm

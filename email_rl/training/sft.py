@@ -10,12 +10,19 @@ import torch
 from torch import Tensor
 
 from email_rl.data.dataset import MailDataset
+from email_rl.data.mails import Mails
 from email_rl.mail_algorithm import MailAlgorithm
 from email_rl.models.encoders import bucketed_batches, small_enough
-from email_rl.models.mail_lengths import positions_needed
+from email_rl.models.mail_lengths import MEASURED, positions_needed
 from email_rl.models.policy import LanguageModelPolicy
 from email_rl.models.tokenized_mails import TokenizedMails
-from email_rl.training.sft_mails import all_contexts, outcome_weights, policy_settings, weighted_mails
+from email_rl.training.sft_mails import (
+    all_contexts,
+    outcome_weights,
+    policy_settings,
+    report_cut_prompts,
+    weighted_mails,
+)
 from rlcore.losses import masked_mean
 from rlcore.runs import checkpoint
 from rlcore.schedules import linear_with_warmup
@@ -66,10 +73,10 @@ class SFT(MailAlgorithm):
         self.checkpoint_every = checkpoint_every
         self.warmup_share, self.final_lr_share, self.bucket_batches = warmup_share, final_lr_share, bucket_batches
         torch.manual_seed(seed)
-        contexts = all_contexts(env)
+        contexts, texts = all_contexts(env), env.sample(env.train, MEASURED).texts
         network, tokenizer = language_model.build(
             env.train.contexts + env.train.texts,
-            lambda tokenizer: positions_needed(generation, tokenizer, contexts, env.train.texts),
+            lambda tokenizer: positions_needed(generation, tokenizer, contexts, texts),
         )
         settings = policy_settings(generation, network, tokenizer, env)
         self.policy = LanguageModelPolicy(network, tokenizer, **settings).to(self.device)
@@ -77,12 +84,15 @@ class SFT(MailAlgorithm):
         self.optimizer = optimizer([p for p in self.policy.parameters() if p.requires_grad], lr=language_model.sft_lr)
         self.patience, self.has_stalled = patience, False
         weight_of = outcome_weights(env.train, outcomes, enough_mails, other_weight)
-        self.train_mails, self.train_weights = weighted_mails(
-            self.policy, env.train, weight_of, max_mails, "training", env.name
-        )
-        self.valid_mails, self.valid_weights = weighted_mails(
-            self.policy, env.valid, weight_of, max_mails, "validation", env.name
-        )
+
+        def read(mails: Mails, side: str) -> tuple[TokenizedMails, Tensor]:
+            order = env.shuffled_rows(mails, max_mails)
+            return weighted_mails(self.policy, mails, order, weight_of, max_mails, side, env.name)
+
+        self.train_mails, self.train_weights = read(env.train, "training")
+        self.valid_mails, self.valid_weights = read(env.valid, "validation")
+        for side in env.splits.keys() - {"train", "valid"}:
+            report_cut_prompts(self.policy, env.splits[side].contexts, side)
         own_tokens = self.train_mails.response_mask.sum(1).double()
         self.mean_token_weight = ((self.train_weights * own_tokens).sum() / own_tokens.sum()).item()
         self.train_lengths = self.train_mails.response_mask.sum(1).tolist()
@@ -197,7 +207,7 @@ class SFT(MailAlgorithm):
             "best_at": self.best_at,
             "has_stalled": self.has_stalled,
             "best": self.best,
-            "digest": self.env.digest,
+            "digest": self.digest,
         }
 
     def load_policy(self, state: dict) -> None:

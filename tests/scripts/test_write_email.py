@@ -168,11 +168,28 @@ def test_an_ab_test_has_each_rows_mail_by_an_arm_that_is_drawn(saved, tmp_path, 
     for arm in inference.ARMS:  # the arm's own model wrote the row, with the seed's random numbers
         model = inference.MailGenerator.load(path, checkpoint.load(path), torch.device("cpu"), 64, 0, arm)
         texts = [row["email_text"] for row in rows if row["arm"] == arm]
-        sampling = {"temperature": 0.9, "top_k": 50, "top_p": 0.95, "batch_size": 64}
+        sampling = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "batch_size": 64}  # as it was trained
         written[arm] = [mail.text for mail in model.generate(["a c"] * len(texts), 1, **sampling)]
         assert texts == written[arm]
         assert f"out.csv: {arm}: {len(texts)} mails; mean reward" in shown
     assert written["policy"][:10] != written["reference"][:10]
+    for name, is_same in (("out.csv", True), ("second.csv", False)):  # a second test of the same rows has its own arms
+        main(path, contexts=str(tmp_path / "in.csv"), out=str(tmp_path / name), draw_arms=True)
+        assert ([row["arm"] for row in table(tmp_path / name)] == drawn) == is_same
+
+
+def test_mails_are_drawn_as_the_policy_was_trained_unless_the_user_says_otherwise(saved, capsys):
+    path, agent = saved
+    drawn = {}
+    for temperature in (None, agent.policy.temperature, 0.1):
+        model = inference.MailGenerator.load(path, checkpoint.load(path), torch.device("cpu"), 64, 0)
+        sampling = {"temperature": temperature, "top_k": 0, "top_p": 1.0, "batch_size": 64}
+        drawn[temperature] = [mail.text for mail in model.generate(["a c"] * 20, 1, **sampling)]
+        write_email.warn_of_sampling(model, sampling)
+        assert ("sampling: not as in training (temperature 1.0" in capsys.readouterr().err) == (temperature == 0.1)
+    assert drawn[None] == drawn[1.0] != drawn[0.1]
+    own = {key: OmegaConf.load(CONF / "write_email.yaml").sampling[key] for key in ("temperature", "top_k", "top_p")}
+    assert own == {"temperature": None, "top_k": 0, "top_p": 1.0}
 
 
 def test_the_policy_is_the_trained_one_and_samples_as_told(saved):

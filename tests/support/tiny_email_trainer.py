@@ -68,6 +68,8 @@ def policy(kind="gpt2", **changes):
 class Taste:
     """A reward model by rule: P(conversion) is the share of a mail's words that are `b`."""
 
+    learnt = None
+
     def probabilities(self, contexts, texts):
         share = torch.tensor([text.split().count("b") / max(1, len(text.split())) for text in texts])
         return torch.stack((1 - share, torch.zeros_like(share), share), 1)

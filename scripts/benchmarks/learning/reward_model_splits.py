@@ -17,7 +17,6 @@ from torch import Tensor
 
 from email_rl.data import metrics, splitting
 from email_rl.data.dataset import SPLITS, MailDataset
-from email_rl.data.mails import OUTCOMES, Mails
 from email_rl.models.bag_of_words import BagOfWords
 from email_rl.reward_model.reward_model import RewardModel
 from rlcore.runs.logger import NullLogger
@@ -76,17 +75,12 @@ def probabilities(dataset: MailDataset, encoders: dict, training: dict, seed: in
     """Return P(outcome) of the test mails [N, K] by each model, trained on the dataset."""
     train, test = dataset.train, dataset.test
     bag = BagOfWords.fit(train, dataset.valid, seed, **dataset.bag_of_words)
-    found = {"majority": outcome_shares(train, len(test)), BAG: bag.probabilities(test.contexts, test.texts)}
+    found = {"majority": metrics.majority_shares(train, len(test)), BAG: bag.probabilities(test.contexts, test.texts)}
     for name, encoder in encoders.items():
         algorithm = RewardModel(dataset, seed, encoder=encoder, **training)
         TrainingLoop(algorithm, NullLogger(), validate=algorithm.validate).run()
         found[name] = algorithm.probabilities(test)
     return found
-
-
-def outcome_shares(train: Mails, n: int) -> Tensor:
-    """Return the training mails' shares of outcomes, for n mails [n, K]."""
-    return (torch.bincount(train.outcome, minlength=len(OUTCOMES)).double() / len(train)).expand(n, -1)
 
 
 def compared(found: dict[str, Predictions], tested: Tensor, draws: int, seed: int) -> dict[str, dict]:

@@ -180,13 +180,15 @@ FEWER = ("env.split.shares.train=0.5", "env.split.shares.valid=0.1")
 JUDGED = (*FEWER, "+env.split.shares.judge=0.25")
 
 
-def test_a_given_split_may_have_mails_for_a_judge_and_must_where_the_shares_do(tmp_path):
+def test_a_given_split_may_have_mails_for_a_judge_and_must_where_the_shares_do(tmp_path, capsys):
     header = ("context", "email_text", "outcome", "split")
     parts = ["train"] * 50 + ["valid"] * 10 + ["test"] * 15 + ["judge"] * 25
     lines = [[*row, part] for row, part in zip(mail_rows(), parts)]
     path = write_csv(tmp_path / "x.csv", lines, header)
     assert set(environment(path).splits) == {"train", "valid", "test"}  # no policy is judged here
+    assert f"{path}: 25 rows of other sides than train, valid, test are left out" in capsys.readouterr().err
     env = environment(path, *JUDGED)
+    assert "left out" not in capsys.readouterr().err
     assert env.splits["judge"].texts == [row[1] for row in lines[75:]]
     judge = env.judge_dataset()
     assert sorted(judge.train.texts + judge.valid.texts) == sorted(env.splits["judge"].texts)

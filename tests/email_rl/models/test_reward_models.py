@@ -11,11 +11,12 @@ from hydra.utils import instantiate
 from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2ForSequenceClassification
 
 from configs import node
+from email_rl.data.learnt_mails import LearntMails
 from email_rl.data.mails import Mails
 from email_rl.data.metrics import fit_temperature
 from email_rl.models.bag_of_words import FILE, BagOfWords
 from email_rl.models.encoders import cut_inputs, small_enough, tokenize
-from email_rl.models.outcome_model import load_outcome_model, unpack_outcome_model
+from email_rl.models.outcome_model import cut_mails, load_outcome_model, pack_outcome_model, unpack_outcome_model
 from rlcore.runs import checkpoint
 
 CPU = torch.device("cpu")
@@ -56,9 +57,10 @@ def test_a_bag_of_words_is_the_same_after_a_checkpoint_and_a_folder(tmp_path):
     assert p[0, 0] > 0.5 and p[1, 2] > 0.5
     bag.export(tmp_path / "bag")
     assert torch.allclose(load_outcome_model(tmp_path / "bag", CPU, 8).probabilities(CONTEXTS, TEXTS), p, atol=1e-6)
-    torch.save(bag.pack(), tmp_path / "x.pt")
+    torch.save(pack_outcome_model(bag), tmp_path / "x.pt")
     state = torch.load(tmp_path / "x.pt", weights_only=True)
-    assert torch.equal(unpack_outcome_model(state, CPU, 8).probabilities(CONTEXTS, TEXTS), p)
+    unpacked = unpack_outcome_model(state, CPU, 8)
+    assert torch.equal(unpacked.probabilities(CONTEXTS, TEXTS), p) and unpacked.learnt == LearntMails.of(mails, mails)
     (tmp_path / "bag" / FILE).write_text('{"known_words": ["a"], "weight": [[0, 0]], "bias": [0, 0, 0]}')
     with pytest.raises(ValueError, match="bag_of_words.json: no bag of words of this project"):
         load_outcome_model(tmp_path / "bag", CPU, 8)
@@ -177,3 +179,13 @@ def test_a_checkpoint_takes_a_bag_of_words(tmp_path):
     state = {"reward_model": BagOfWords(["a"]).pack()}
     checkpoint.save(tmp_path / "c.pt", {"agent": state, "config": {}, "name": "x", "logger": {}})
     assert checkpoint.load(tmp_path / "c.pt")["agent"]["reward_model"]["known_words"] == ["a"]
+
+
+def test_mails_of_which_a_classifier_does_not_read_the_end_are_counted(tmp_path):
+    own_classifier(tmp_path / "own", positions=5)  # three words between [CLS] and [SEP]; it reads the text alone
+    model = load_outcome_model(tmp_path / "own", CPU, 8)
+    texts = ["good day bob", "good day bob good", "hello ann", "good day bob good day"]
+    assert model.learnt is None and cut_mails(model, ["ann at a bank"] * 4, texts) == 2
+    mails = Mails(CONTEXTS, TEXTS, torch.tensor([0, 2]))
+    bag = BagOfWords.fit(mails, mails, 0, lr=0.1, weight_decay=0.0, epochs=1, min_steps=0, batch_size=8)
+    assert cut_mails(bag, CONTEXTS, ["long " * 500] * 2) == 0

@@ -8,17 +8,16 @@ import random
 import pytest
 import torch
 
+from email_rl.data import metrics
 from email_rl.data.mails import Mails
 from email_rl.data.splitting import groups_to_split, near_duplicate_groups
 from email_rl.models.bag_of_words import BagOfWords
+from email_rl.reward_model.baselines import WithMajority
 from email_rl.reward_model.refresh import without_crossing
 from email_rl.reward_model.reward_choice import (
     ChoiceSettings,
-    Fitters,
-    WithMajority,
-    bag_fitters,
     choose_reward_model,
-    majority_shares,
+    fitters,
 )
 from mail_files import made_up_text
 from rlcore.runs.logger import NullLogger
@@ -64,15 +63,15 @@ def group(mails):
     return near_duplicate_groups(mails.texts, 0.8)
 
 
-def fitters(fit_encoder, group=group, fit_bag=None):
-    bags = (fit_bag, fit_bag) if fit_bag else bag_fitters(0, BAG, group, ChoiceSettings(**SETTINGS))
-    return Fitters(fit_encoder, *bags)
+def fit_with(fit_encoder, group=group, fit_bag=None):
+    fit = fitters(fit_encoder, 0, BAG, group, ChoiceSettings(**SETTINGS))
+    return fit._replace(bag=fit_bag, bag_of_few=fit_bag) if fit_bag else fit
 
 
 def choose(train, valid, strength, fit_bag=None, group=group, **changes):
     encoder = Rule(strength)
     settings = ChoiceSettings(**{**SETTINGS, **changes})
-    return choose_reward_model(encoder, fitters(lambda *_: encoder, group, fit_bag), train, valid, group, settings)
+    return choose_reward_model(encoder, fit_with(lambda *_: encoder, group, fit_bag), train, valid, group, settings)
 
 
 def test_an_encoder_that_is_ahead_of_the_bag_of_words_is_the_reward():
@@ -121,7 +120,7 @@ def test_few_validation_mails_are_not_asked_alone_every_mail_is_held_out_once():
         return made[-1]
 
     encoder = fit(train, valid)
-    _, verdict = choose_reward_model(encoder, fitters(fit), train, valid, group, ChoiceSettings(**SETTINGS))
+    _, verdict = choose_reward_model(encoder, fit_with(fit), train, valid, group, ChoiceSettings(**SETTINGS))
     assert verdict.mails == 72 and not verdict.is_informed
     held_out = [text for model in made[1:] for text in model.asked]
     assert sorted(held_out) == sorted(train.texts + valid.texts)
@@ -135,7 +134,7 @@ def test_an_encoder_that_is_lucky_on_few_validation_mails_gives_way_to_a_bag_of_
     train, valid = mails(60, in_words=True), mails(12, seed=9, in_words=True)
     lucky, blind = Rule(0.999), Rule(1 / 3)
     settings = ChoiceSettings(**SETTINGS)
-    model, verdict = choose_reward_model(lucky, fitters(lambda *_: blind), train, valid, group, settings)
+    model, verdict = choose_reward_model(lucky, fit_with(lambda *_: blind), train, valid, group, settings)
     assert isinstance(model, BagOfWords) and verdict.is_informed and verdict.behind_bag > 0 and verdict.mails == 72
 
 
@@ -143,7 +142,7 @@ class Told:
     """A model whose log-loss is `gain` ± 0.19 nats below the majority's, with the signs of `signs` in turn."""
 
     def __init__(self, train, valid, gain, signs):
-        shares = majority_shares(train, 1)[0]
+        shares = metrics.majority_shares(train, 1)[0]
         self.of = {}
         for i, (text, y) in enumerate(zip(valid.texts, valid.outcome.tolist())):
             told = shares[y] * math.exp(gain + 0.19 * signs[i % 4])
@@ -161,7 +160,7 @@ def test_an_encoder_that_knows_is_the_reward_where_it_is_within_chance_of_a_bag_
     encoder, bag = Told(train, valid, 0.05, (1, -1, 1, -1)), Told(train, valid, 0.02, (1, 1, -1, -1))
     model, verdict = choose_reward_model(
         encoder,
-        fitters(lambda *_: encoder, fit_bag=lambda *_: bag),
+        fit_with(lambda *_: encoder, fit_bag=lambda *_: bag),
         train,
         valid,
         group,
@@ -235,3 +234,43 @@ def test_rewards_that_do_not_differ_are_refused_before_anything_is_optimised(mon
     with pytest.raises(ValueError, match="standard deviation of 0.0000, expected at least 0.05.*What would help") as e:
         made.setup(NullLogger(), lambda: False)
     assert "\n" not in str(e.value)
+
+
+@pytest.mark.slow
+def test_what_the_context_alone_tells_is_no_reason_to_reward_a_text():
+    """The outcome depends on which of 8 sources a mail was sent to; texts are random. No text can change that."""
+    rng = random.Random(0)
+
+    def sent(n):
+        sources = [rng.randrange(8) for _ in range(n)]
+        outcome = [rng.choices((0, 1, 2), ((8, 1, 1), (3, 3, 4))[source % 2])[0] for source in sources]
+        contexts = [f"met through {'abcdefgh'[source]}" for source in sources]
+        return Mails(contexts, [made_up_text(rng, 12) for _ in range(n)], torch.tensor(outcome))
+
+    for few_mails in (100, 1000):  # on validation mails, and cross-fitted
+        blind = Rule(1 / 3)
+        settings = ChoiceSettings(**{**SETTINGS, "few_mails": few_mails})
+        blind.probabilities = lambda contexts, texts: torch.full((len(texts), 3), 1 / 3)
+        fit = fit_with(lambda *_: blind)
+        _, verdict = choose_reward_model(blind, fit, sent(700), sent(300), group, settings)
+        assert verdict.low > 0 and verdict.context_low <= 0 and verdict.context_knows and not verdict.is_informed
+        assert verdict.gains.weakest().startswith("what the context alone tells: by ")
+        assert "and of the context alone by" in verdict.describe()
+
+
+class ByContext:
+    """A reward model that gives a mail what its context is worth."""
+
+    def probabilities(self, contexts, texts):
+        share = torch.tensor([context.count("a") / 1.0 for context in contexts])
+        return torch.stack((1 - share, torch.zeros_like(share), share), 1)
+
+
+@pytest.mark.slow
+def test_rewards_that_differ_by_context_alone_are_refused(monkeypatch, capsys):
+    made = trainer("algo.normalization_mails=16", reward_model=ByContext())
+    made.has_models = False
+    monkeypatch.setattr(type(made.sources), "load_or_train", lambda *_: (policy(), ByContext()))
+    with pytest.raises(ValueError, match="standard deviation of 0.0000, expected at least 0.05 where the text alone"):
+        made.setup(NullLogger(), lambda: False)
+    assert made.score_std > 1 and "and 0.000 where the text alone changes" in capsys.readouterr().out

@@ -22,11 +22,13 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 import script_runner
 from configs import composed
 from email_rl.data import metrics
+from email_rl.data.learnt_mails import LearntMails
 from email_rl.data.mails import Mails
 from email_rl.models.bag_of_words import BagOfWords
 from email_rl.models.encoders import PretrainedEncoder, token_overlap
 from email_rl.models.hf_io import FromFolder, FromHub
 from email_rl.models.outcome_classifier import REWARD_MODEL_FOLDER, OutcomeClassifier
+from email_rl.models.outcome_model import load_outcome_model
 from email_rl.reward_model.reward_model import RewardModel
 from envs.offers.env import OffersEnv
 from mail_files import mail_rows, write_csv
@@ -163,6 +165,23 @@ def test_paired_bootstrap_matches_the_normal_interval():
     assert high == pytest.approx(x.mean().item() + half, abs=0.15 * half)
 
 
+def test_mails_of_a_group_are_drawn_together():
+    """20 texts sent 50 times: the interval is that of the 20 texts' means, sd .1, not of 1,000 mails."""
+    generator = torch.Generator().manual_seed(3)
+    of_texts = 0.1 * torch.randn(20, generator=generator, dtype=torch.float64)
+    x = of_texts.repeat_interleave(50) + 0.4 * torch.randn(1000, generator=generator, dtype=torch.float64)
+    groups = [100 - i // 50 for i in range(1000)]
+    low, high = metrics.bootstrap_interval(x, 1000, 0, groups)
+    means = x.view(20, 50).mean(1)
+    half = 1.96 * means.std(correction=0).item() / 20**0.5
+    assert (high - low) / 2 == pytest.approx(half, rel=0.1)
+    assert half > 1.4 * 1.96 * x.std().item() / 1000**0.5
+    alone = metrics.bootstrap_interval(x, 50, 0, list(range(1000)))
+    assert metrics.bootstrap_interval(x, 50, 0) == alone
+    uneven = torch.tensor([1.0, 1.0, 1.0, 5.0], dtype=torch.float64)  # a draw of one group alone has its mean
+    assert metrics.bootstrap_interval(uneven, 400, 0, [0, 0, 0, 1]) == pytest.approx((1.0, 5.0))
+
+
 @pytest.mark.slow
 def test_bag_of_words_learns_words_and_not_matches():
     rng = random.Random(0)
@@ -292,6 +311,8 @@ def test_transformers_loads_what_was_saved_with_the_same_probabilities(finished,
     assert torch.allclose(p, agent.probabilities(env.test), atol=1e-5)
     scorer = OutcomeClassifier.load(tmp_path / REWARD_MODEL_FOLDER, torch.device("cpu"), 32)
     assert torch.allclose(scorer.probabilities(env.test.contexts, env.test.texts), p, atol=1e-5)
+    known = load_outcome_model(tmp_path / REWARD_MODEL_FOLDER, torch.device("cpu"), 32).learnt
+    assert known == LearntMails.of(env.train, env.valid)
     local, _ = PretrainedEncoder(
         source=FromFolder(path=str(tmp_path / REWARD_MODEL_FOLDER)),
         max_length=64,
@@ -367,6 +388,8 @@ def test_refresh_learns_the_new_and_keeps_the_old(finished):
         env.train.texts
     )
     assert refreshed.before_refresh["old"].equal(agent.probabilities(env.test))
+    learnt = refreshed.classifier.learnt  # of all old training mails, though half of them are replayed
+    assert learnt.fitted >= LearntMails.of(env.train, env.valid).fitted and len(learnt.fitted) > len(env.train)
     train(refreshed)
     report = fresh.evaluation(fresh).evaluate(refreshed, "reward_model")
     found = {(row["split"], row["when"]): row["log_loss"] for row in report.refresh}

@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 
 from configs import composed
 from email_rl.models.tokenized_mails import TokenizedMails
+from email_rl.training.diagnostics import sample_table
 from email_rl.training.guards import GuardLimits, Guards, length_correlation
 from email_rl.training.rollout import MailRollout
 from rlcore.runs import checkpoint
@@ -161,3 +162,9 @@ def test_one_mail_without_a_finite_reward_ends_the_run_and_its_last_weights_stay
     with pytest.raises(ValueError, match=r"iteration 2: \S+ is nan.*: the training diverged"):
         train(made, save=save)
     assert checkpoint.load(path)["agent"]["iteration"] == 1
+
+
+def test_a_sample_table_has_a_mail_of_each_sampled_context():
+    shown = sample_table(rollout(), most=2, samples_per_context=2)
+    assert [line.split("|")[2].strip() for line in shown.splitlines()[2:]] == [TEXTS[0], TEXTS[2]]
+    assert len(sample_table(rollout(), most=3).splitlines()) == 2 + 3

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from configs import composed
 from email_rl.evaluation.policy_evaluation import STREAMS, MailPolicyEvaluator, train_to_kl
 from email_rl.evaluation.policy_figures import PolicyMails, gain_over_reference, text_figures, true_figures
 from email_rl.evaluation.policy_report import mails_title
@@ -106,3 +107,9 @@ def test_a_reference_of_another_prompt_template_is_refused():
 def test_the_title_counts_the_contexts_that_training_has_not_seen():
     title = mails_title(8, ["a", "a", "b", "c"], {"a", "z"}, "x.csv")
     assert title == "8 mails for the contexts of 4 test mails of x.csv: 3 contexts, 2 of them not in training mails"
+
+
+@pytest.mark.parametrize("algo", ["ppo_kl", "sft"])
+def test_mails_are_judged_at_the_temperature_of_training(algo):
+    cfg = composed(f"algo={algo}", "env=email", "algo.generation.temperature=0.7")
+    assert cfg.env.evaluation.sampling.temperature == 0.7

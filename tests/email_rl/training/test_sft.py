@@ -56,12 +56,17 @@ class Counted:
         return torch.ones(len(contexts), 1), torch.ones(len(contexts), 1)
 
 
-def test_the_heaviest_mails_are_used_where_not_all_are():
+def test_the_heaviest_mails_are_used_where_not_all_are(capsys):
     mails = Mails(["c"] * 5, ["a", "aa", "aaa", "aaaa", "aaaaa"], torch.tensor([0, 1, 0, 2, 0]))
     for most, used, weights in ((3, [1, 2, 4], [0.25, 1, 1]), (2, [2, 4], [1, 1]), (None, [1, 2, 3, 4, 5], None)):
-        tokens, found = weighted_mails(Counted(), mails, [0.25, 1.0, 1.0], most, "training", "x.csv")
+        tokens, found = weighted_mails(Counted(), mails, range(5), [0.25, 1.0, 1.0], most, "training", "x.csv")
         assert tokens.response[:, 0].tolist() == used
         assert weights is None or found.tolist() == weights
+        said = f"the warm start reads {most} of the 5 training mails that it may use (algo.sft.max_mails)"
+        assert (said in capsys.readouterr().err) == (most is not None)
+    order = [4, 3, 2, 1, 0]  # of mails of one weight the first in this order are taken
+    tokens, _ = weighted_mails(Counted(), mails, order, [0.25, 1.0, 1.0], 3, "training", "x.csv")
+    assert tokens.response[:, 0].tolist() == [2, 4, 5]
 
 
 @pytest.mark.slow

@@ -91,7 +91,7 @@ class SFT(MailAlgorithm):
 
         self.train_mails, self.train_weights = read(env.train, "training")
         self.valid_mails, self.valid_weights = read(env.valid, "validation")
-        for side in env.splits.keys() - {"train", "valid"}:
+        for side in sorted(env.splits.keys() - {"train", "valid"}):
             report_cut_prompts(self.policy, env.splits[side].contexts, side)
         own_tokens = self.train_mails.response_mask.sum(1).double()
         self.mean_token_weight = ((self.train_weights * own_tokens).sum() / own_tokens.sum()).item()

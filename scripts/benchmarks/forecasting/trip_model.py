@@ -20,6 +20,29 @@ SMALL = 0.05  # trips a week; lower rates count as equal
 MIN_STD = 1e-3  # least standard deviation of a feature
 
 
+def negative_binomial_log_prob(count: Tensor, mean: Tensor, shape: Tensor) -> Tensor:
+    """Log-probability of counts under a negative binomial."""
+    total = shape + mean
+    return (
+        torch.lgamma(count + shape)
+        - torch.lgamma(shape)
+        - torch.lgamma(count + 1)
+        + shape * (shape / total).log()
+        + count * (mean / total).log()
+    )
+
+
+def gamma_rate(mean: Tensor, shape: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw the rate of the Poisson distribution that a negative binomial is a mixture of."""
+    return torch._standard_gamma(shape, generator=generator) * mean / shape
+
+
+def check_burn_in(key: str, burn_in: int, trips: Tensor) -> None:
+    """Raise ValueError where no week of trips [H, W] is left to fit to."""
+    if trips.shape[1] <= burn_in:
+        raise ValueError(f"{key}.burn_in: expected fewer than the {trips.shape[1]} weeks to fit to, got {burn_in}")
+
+
 class Past(NamedTuple):
     """Statistics of households' past weeks, [H] each."""
 
@@ -40,21 +63,14 @@ class Weekly(NamedTuple):
 
     def log_prob(self, trips: Tensor) -> Tensor:
         """Log-probability of trips [...]."""
-        total = self.shape + self.mean
-        count = (
-            torch.lgamma(trips + self.shape)
-            - torch.lgamma(self.shape)
-            - torch.lgamma(trips + 1)
-            + self.shape * (self.shape / total).log()
-            + trips * (self.mean / total).log()
-        )
+        count = negative_binomial_log_prob(trips, self.mean, self.shape)
         logsigmoid = nn.functional.logsigmoid
         bought = logsigmoid(-self.idle) + count
         return torch.where(trips > 0, bought, torch.logaddexp(logsigmoid(self.idle), bought))
 
     def sample(self, generator: torch.Generator) -> Tensor:
         """Draw trips [...]."""
-        rate = torch._standard_gamma(self.shape, generator=generator) * self.mean / self.shape
+        rate = gamma_rate(self.mean, self.shape, generator)
         idle = torch.rand(self.mean.shape, generator=generator, device=self.mean.device) < torch.sigmoid(self.idle)
         return torch.where(idle, 0.0, torch.poisson(rate, generator=generator))
 
@@ -123,6 +139,10 @@ class Organic(nn.Module):
             pasts.append(self.after(pasts[-1], week))
         return pasts
 
+    def follow(self, trips: Tensor) -> Past:
+        """Return the past after weeks of trips [H, W]."""
+        return self.remember(trips)[-1]
+
     def rate(self, past: Past) -> Tensor:
         """Trips a week [H], shrunk to the average."""
         return (past.total + self.prior * self.average[0]) / (past.weeks + self.prior)
@@ -155,10 +175,7 @@ class Organic(nn.Module):
 
     def fit(self, trips: Tensor, generator: torch.Generator) -> Organic:
         """Fit to weeks of trips [H, W], by maximum likelihood; raise ValueError without weeks after `burn_in`."""
-        if trips.shape[1] <= self.burn_in:
-            raise ValueError(
-                f"organic.burn_in: expected fewer than the {trips.shape[1]} weeks to fit to, got {self.burn_in}"
-            )
+        check_burn_in("organic", self.burn_in, trips)
         trips = trips.float()
         self.average = torch.stack((trips.mean(), (trips > 0).float().mean()))
         pasts = self.remember(trips)[self.burn_in : -1]
@@ -182,6 +199,16 @@ class Organic(nn.Module):
         parts = []
         for week in trips.float().T:
             parts.append(self(past).log_prob(week))
+            past = self.after(past, week)
+        return torch.stack(parts, 1)
+
+    @torch.no_grad()
+    def bought_log_prob(self, past: Past, trips: Tensor) -> Tensor:
+        """Log-probability of a trip or none in each week [H, W], whichever it was, given all weeks before."""
+        parts = []
+        for week in trips.float().T:
+            none = self(past).log_prob(torch.zeros_like(week))
+            parts.append(torch.where(week > 0, none.expm1().neg().log(), none))
             past = self.after(past, week)
         return torch.stack(parts, 1)
 

@@ -140,6 +140,7 @@ def test_the_bench_judges_all_models_of_the_same_weeks(tmp_path, monkeypatch, ca
     with pytest.raises(ValueError, match="organic.burn_in: expected fewer than the 14 weeks to fit to, got 14"):
         instantiate(config, _convert_="all")(tmp_path, torch.device("cpu"), 0)
     config.organic.update({"steps": 60, "burn_in": 3})
+    config.habit_filter.update({"iterations": 4, "burn_in": 3, "nodes": 3})
     found = instantiate(config, _convert_="all")(tmp_path, torch.device("cpu"), 0)
     late = frame[frame.local_week.between(2, 15)].household_id.unique()
     assert found["households"] == len(late) and found["left_out"] == frame.household_id.nunique() - len(late)
@@ -150,10 +151,17 @@ def test_the_bench_judges_all_models_of_the_same_weeks(tmp_path, monkeypatch, ca
     wanted = -5 * own.sum() + sum(k * math.log(own[h]) - math.lgamma(k + 1) for (h, _), k in by.items())
     assert found["rows"]["Poisson, own mean"]["total"] == pytest.approx(wanted, rel=1e-5)
     assert found["rows"]["BG/NBD"]["log_prob"] > found["rows"]["Poisson, own mean"]["log_prob"]
-    assert found["rows"]["network of the past"]["gain"] == [0.0, 0.0, 0.0]
-    assert {"weeks.png", "calibration.png"} <= {
-        path.name for path in tmp_path.iterdir()
-    } and "BG/NBD" in capsys.readouterr().out
+    network, twin = (found["rows"][name] for name in ("network of the past", "twin's habit filter"))
+    assert network["gain"] == [0.0, 0.0, 0.0]
+    beside, rival = found["filter_beside_others"], found["rows"]["BG/NBD"]
+    assert beside["more_than_bgnbd"][0] == pytest.approx(twin["log_prob"] - rival["log_prob"], abs=1e-6)
+    assert beside["network_more_bought"][0] == pytest.approx(beside["bought"][1] - beside["bought"][0], abs=1e-6)
+    assert 0 > beside["bought"][0] > twin["log_prob"] > found["rows"]["Poisson, own mean"]["log_prob"]
+    assert twin["gain"][1] < network["log_prob"] - twin["log_prob"] < twin["gain"][2]
+    printed = capsys.readouterr().out
+    for name, calibrated in found["calibration"].items():
+        assert name in printed and sum(calibrated["seen"]) / 10 == pytest.approx(len(by) / 5 / len(late), abs=0.01)
+    assert {"weeks.png", "calibration.png"} <= {path.name for path in tmp_path.iterdir()} and "BG/NBD" in printed
     config.test_weeks = [17, 20]
     with pytest.raises(ValueError, match="benchmark.test_weeks: expected weeks from 16 on"):
         instantiate(config, _convert_="all")(tmp_path, torch.device("cpu"), 0)

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import importlib
 import os
+import random
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from hydra.utils import instantiate
+from hypothesis import HealthCheck, settings
 
 from configs import load, node
 from fake_cuda_graph import tape  # noqa: F401 (a fixture)
 from reference_world import references
 
 torch.set_num_threads(1)  # many small operations: more threads would only wait for each other
+# the same examples everywhere, however long they take
+settings.register_profile("tests", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tests")
 SKIPPED_TESTS = os.environ.get("SKIPPED_TESTS")  # file for skipped tests; .ci/run runs these with all extras
 
 
@@ -31,6 +37,25 @@ def pytest_collection_modifyitems(config, items) -> None:
     if long_tests:
         items[:] = [item for item in items if not item.get_closest_marker("long")]
         config.hook.pytest_deselected(items=long_tests)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_fixture_setup() -> None:
+    """Begin every fixture alike."""
+    seed_global_generators()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call() -> None:
+    """Begin every test alike, whichever tests ran before it in the same process."""
+    seed_global_generators()
+
+
+def seed_global_generators() -> None:
+    """Seed the generators that are drawn from where no other is given."""
+    torch.manual_seed(0)
+    np.random.seed(0)
+    random.seed(0)
 
 
 def pytest_collectreport(report) -> None:

@@ -17,6 +17,7 @@ import pytest
 from setuptools import find_packages
 
 from configs import CONF
+from script_runner import PATIENCE
 from scripts.__main__ import COMMANDS
 
 ROOT = CONF.parent
@@ -82,7 +83,7 @@ def run(installed: SimpleNamespace, program: str, *arguments: str) -> subprocess
     """Run a program of the environment in the empty folder."""
     clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     command = [installed.bin / program, *arguments]
-    return subprocess.run(command, cwd=installed.folder, env=clean, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, cwd=installed.folder, env=clean, capture_output=True, text=True, timeout=PATIENCE)
 
 
 def test_setup_cfg_lists_every_package(packages):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,8 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import script_runner
+from rlcore.ppo import PPO
+from script_runner import PATIENCE, wait_until
 from small_runs import OFFERS
 
 ROOT = Path(__file__).parents[2]
@@ -41,15 +43,17 @@ def run(tmp_path, script, *overrides, check=True):
     return done
 
 
-def start(tmp_path, *overrides):
-    """Start training and return the process."""
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / "scripts" / "train.py"), *sized(*overrides)],
-        cwd=tmp_path,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
+def killed_in_its_third_update(*of_script):
+    """Run a script, which dies in the middle of its third iteration."""
+    update, calls = PPO.update, itertools.count(1)
+
+    def die(self, batch):
+        if next(calls) == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return update(self, batch)
+
+    PPO.update = die
+    script_runner.run_here(*of_script)
 
 
 def metrics(folder):
@@ -59,16 +63,6 @@ def metrics(folder):
         for k, v in json.loads((folder / "metrics.json").read_text()).items()
         if k not in ("seconds", "steps_per_second")
     }
-
-
-def wait_for(path, process):
-    """Wait until a running process has written a file."""
-    for _ in range(1200):
-        if path.exists():
-            return
-        assert process.poll() is None, process.stderr.read()[-3000:]
-        time.sleep(0.05)
-    raise AssertionError(f"{path} was never written")
 
 
 @pytest.fixture(scope="module")
@@ -138,12 +132,12 @@ def test_tensorboard_has_the_fields_names(whole):
 
 @pytest.mark.long
 def test_killed_and_resumed_equals_uninterrupted(whole, tmp_path):
-    process = start(tmp_path, f"algo.total_steps={6 * ITERATION}", "hydra.run.dir=cut", "algo.eval_every=2")
-    wait_for(tmp_path / "cut" / "checkpoint.pt", process)
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
-    at = torch.load(tmp_path / "cut" / "checkpoint.pt", weights_only=True)["agent"]["iteration"]
-    assert 1 <= at < 6 and not (tmp_path / "cut" / "metrics.json").exists()
+    overrides, files = sized(f"algo.total_steps={6 * ITERATION}", "hydra.run.dir=cut"), (tmp_path / "o", tmp_path / "e")
+    process = script_runner.start(killed_in_its_third_update, str(tmp_path), "train", overrides, *map(str, files))
+    process.join(PATIENCE)
+    assert process.exitcode == -signal.SIGKILL, files[1].read_text()[-3000:]
+    assert torch.load(tmp_path / "cut" / "checkpoint.pt", weights_only=True)["agent"]["iteration"] == 2
+    assert not (tmp_path / "cut" / "metrics.json").exists()
     run(tmp_path, "train", f"algo.total_steps={6 * ITERATION}", "hydra.run.dir=on", "resume=cut/checkpoint.pt")
     assert metrics(tmp_path / "on") == metrics(whole[0])
     done = run(tmp_path, "train", f"algo.total_steps={6 * ITERATION}", "hydra.run.dir=end", "resume=on/checkpoint.pt")
@@ -169,21 +163,23 @@ def test_evaluate_gives_a_checkpoint_the_same_result(whole, tmp_path):
 
 @pytest.mark.long
 def test_ctrl_c_saves_and_leaves(tmp_path):
-    process = start(
-        tmp_path,
+    overrides = sized(
         f"algo.total_steps={100000 * ITERATION}",
         "hydra.run.dir=out",
         "algo.checkpoint_every=100000",
         "algo.eval_every=100000",
     )
-    events = lambda: list((tmp_path / "out").glob("events*"))  # noqa: E731
-    for _ in range(1200):
-        if events() and os.path.getsize(events()[0]) > 0:
-            break
-        time.sleep(0.05)
-    time.sleep(1.0)
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "scripts" / "train.py"), *overrides],
+        cwd=tmp_path,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    log = tmp_path / "out" / "train.log"
+    wait_until(lambda: log.exists() and "iteration 1," in log.read_text(), lambda: process.poll() is None)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130, err[-2000:]
     assert "Traceback" not in err and "resume=" in out
     assert torch.load(tmp_path / "out" / "checkpoint.pt", weights_only=True)["agent"]["iteration"] >= 1
@@ -229,7 +225,7 @@ def test_torchrun_trains_by_two_processes_of_which_one_writes(tmp_path):
             cwd=tmp_path,
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=PATIENCE,
         )
 
     done = torchrun("hydra.run.dir=out", processes=2)
@@ -263,11 +259,9 @@ def test_ctrl_c_under_torchrun_keeps_a_checkpoint_of_both_processes_and_says_one
             stderr=subprocess.STDOUT,
         )
         saved = tmp_path / "out" / "checkpoint.pt"
-        deadline = time.monotonic() + 200
-        while not saved.exists() and torchrun.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.1)
+        wait_until(saved.exists, lambda: torchrun.poll() is None)
         torchrun.send_signal(signal.SIGINT)  # as a terminal does: its processes are in groups of their own
-        assert torchrun.wait(60) == 1  # torchrun's own, after its own traceback
+        assert torchrun.wait(PATIENCE) == 1  # torchrun's own, after its own traceback
     said = (tmp_path / "log.txt").read_text()
     (line,) = re.findall(r"stopped after iteration (\d+) of \d+; go on with resume=", said)
     assert str(ROOT) not in said.partition("Traceback")[2] and said.count("Traceback") == 1
@@ -297,7 +291,7 @@ def test_hydras_joblib_launcher_runs_jobs_beside_each_other(tmp_path):
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=PATIENCE,
     )
     assert done.returncode == 2 and done.stderr.count("error: ") == 1 and "algo.minibatches: expected " in done.stderr
     assert (tmp_path / "sweep" / "0_algo.minibatches=1" / "metrics.json").exists() and not (

@@ -8,24 +8,27 @@ import runpy
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
+from scripts.benchmarks.reliability.forked_scripts import FORKED  # a process has one server: its last list holds
+
 ROOT = Path(__file__).parents[2]
-FORKED = multiprocessing.get_context("forkserver")
 FORKED.set_forkserver_preload(["script_runner_preload"])
+PATIENCE = 3600.0  # seconds after which a process hangs, however slow the machine is
 
 
-def run(folder: Path, script: str, *overrides: str, timeout: float = 300) -> subprocess.CompletedProcess:
+def run(folder: Path, script: str, *overrides: str) -> subprocess.CompletedProcess:
     """Run scripts/SCRIPT.py in a folder, as subprocess.run does with its output as text."""
     with tempfile.TemporaryDirectory() as kept:
         out, err = (Path(kept) / name for name in ("out", "err"))
-        process = start(_run, str(folder), script, overrides, str(out), str(err))
-        process.join(timeout)
+        process = start(run_here, str(folder), script, overrides, str(out), str(err))
+        process.join(PATIENCE)
         if process.exitcode is None:
             process.kill()
             process.join()
-            raise subprocess.TimeoutExpired([script, *overrides], timeout, out.read_text(), err.read_text())
+            raise subprocess.TimeoutExpired([script, *overrides], PATIENCE, out.read_text(), err.read_text())
         return subprocess.CompletedProcess([script, *overrides], process.exitcode, out.read_text(), err.read_text())
 
 
@@ -43,7 +46,17 @@ def start(target: Callable, *args) -> multiprocessing.Process:
             os.environ["PYTHONPATH"] = before
 
 
-def _run(folder: str, script: str, overrides: tuple[str, ...], *files: str) -> None:
+def wait_until(has_happened: Callable[[], bool], is_running: Callable[[], bool]) -> None:
+    """Wait for what a process or a thread does; fail where it ended without having done that, or hangs."""
+    patience = time.monotonic() + PATIENCE
+    while not has_happened():
+        assert is_running() or has_happened(), "it ended before"
+        assert time.monotonic() < patience, "it hangs"
+        time.sleep(0.01)
+
+
+def run_here(folder: str, script: str, overrides: tuple[str, ...], *files: str) -> None:
+    """Run a script in this process, its output in files."""
     for descriptor, path in enumerate(files, 1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
     os.chdir(folder)

@@ -68,6 +68,8 @@ def kill_writer(
     while signals.total() < kills:
         process = start(write, path)
         while not path.exists():
+            if process.exitcode is not None:
+                raise ValueError(f"{path}: its writer ended with exit code {process.exitcode}")
             time.sleep(0.001)
         kill(rng, process, seconds, signals)
         checkpoint.sweep(folder)  # as the next start does

@@ -27,7 +27,7 @@ from envs.live.ledger.opening import open_ledger
 from envs.live.ledger.protocol import ABSENT, REFUSED, RESERVED
 
 MONDAY = datetime(2026, 1, 5, tzinfo=timezone.utc)
-CUT_SECONDS = (2e-5, 5e-3)  # until an exception cuts a call short: log-uniform, for fast machines and for slow ones
+CUT_SECONDS = (2e-6, 5e-3)  # until an exception cuts a call short: log-uniform, for fast machines and for slow ones
 DRAIN_SECONDS = 0.02  # between the tries of a call that must wait for another writer's
 NOT_YET = "not yet"
 PAYMENT_ON_ITS_WAY = "payment on its way"

@@ -8,7 +8,6 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
@@ -525,13 +524,9 @@ def test_ctrl_c_saves_and_the_run_goes_on(tmp_path):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
-    for _ in range(1200):
-        if (tmp_path / "out" / "checkpoint.pt").exists():
-            break
-        assert process.poll() is None
-        time.sleep(0.05)
+    script_runner.wait_until((tmp_path / "out" / "checkpoint.pt").exists, lambda: process.poll() is None)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=script_runner.PATIENCE)
     assert process.returncode == 130 and "Traceback" not in err and "resume=" in out
     assert checkpoint.load(tmp_path / "out" / "checkpoint.pt")["agent"]["iteration"] >= 1
 

@@ -303,6 +303,6 @@ def test_without_the_extra_one_line_says_what_to_install(tmp_path):
         "import sys, runpy; sys.modules['gymnasium'] = None; sys.argv = ['train.py', 'env=gymnasium'];"
         f"runpy.run_path({str(ROOT / 'scripts' / 'train.py')!r}, run_name='__main__')"
     )
-    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert done.stderr.count("error: ") == 1 and "pip install -e '.[gym]'" in done.stderr

@@ -144,6 +144,7 @@ def work(rank, folder, port):
         "WORLD_SIZE": str(SIZE),
         "MASTER_ADDR": "localhost",
         "MASTER_PORT": str(port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",  # the parent has the store, as torchrun does
     }
     found = {}
     made, rollout = mails()  # all of them, while alone
@@ -191,10 +192,10 @@ def work(rank, folder, port):
 def both(tmp_path_factory):
     """The results of two processes, started once for all tests."""
     folder = tmp_path_factory.mktemp("both")
-    port = torch.distributed.TCPStore("localhost", 0, 1, True, wait_for_workers=False).port  # free a moment ago
-    running = [script_runner.start(work, rank, str(folder), port) for rank in range(SIZE)]
+    store = torch.distributed.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    running = [script_runner.start(work, rank, str(folder), store.port) for rank in range(SIZE)]
     for process in running:
-        process.join(120)
+        process.join(script_runner.PATIENCE)
     assert [process.exitcode for process in running] == [0] * SIZE
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(SIZE)]
 

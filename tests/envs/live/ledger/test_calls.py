@@ -236,7 +236,7 @@ def test_any_calls_in_any_order_get_the_models_answers(tmp_path_factory, store, 
         postgres_address()
     new = {"new_places": lambda self: places(store, tmp_path_factory.mktemp("ledger"))}
     machine = type("Here", (Calls,), new)
-    machine.TestCase.settings = settings(max_examples=examples, stateful_step_count=steps, deadline=None)
+    machine.TestCase.settings = settings(max_examples=examples, stateful_step_count=steps)
     machine.TestCase("runTest").runTest()
 
 

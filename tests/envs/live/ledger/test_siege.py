@@ -17,7 +17,7 @@ OPTIONS = {
     "unsent": 0.1,
     "unheard": 0.1,
     "late": 0.3,
-    "over": 0.05,
+    "over": 0.2,
     "refunds": 0.1,
     "grace": 0.5,
     "validity": 6,
@@ -32,16 +32,29 @@ OPTIONS = {
     "sync": "normal",
     "timeout": 60.0,
 }
+ANSWERS = {"send: reserved", "send: known", "send: refused", "redeem: settled", "redeem: late", "redeem: over"}
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("store", ["SQLite", "PostgreSQL"])
 def test_a_siege_loses_nothing_and_sends_nothing_twice(tmp_path, store):
+    """What kills and cuts meet is up to the machine, so sieges go on until they have met enough."""
     address = postgres_address() if store == "PostgreSQL" else "ledger.db"
-    result = siege.run(tmp_path, None, 0, **OPTIONS, ledgers=[address])
-    found = result["stores"][store]
-    assert result["weeks_unguarded_breach"] > 40  # without a ledger most weeks would have been
-    assert found["kills"] > 5 and found["cut_short"] > 5
+    kills, cut_short, answers = 0, 0, set()
+    for seed in range(10):
+        result = siege.run(tmp_path / str(seed), None, seed, **OPTIONS, ledgers=[address])
+        assert result["weeks_unguarded_breach"] > 40  # without a ledger most weeks would have been
+        found = result["stores"][store]
+        check(found)
+        kills, cut_short = kills + found["kills"], cut_short + found["cut_short"]
+        answers |= found["answers"].keys()
+        if kills > 5 and cut_short > 5 and answers >= ANSWERS:
+            return
+    pytest.fail(f"{kills} kills, {cut_short} cuts, {answers}")
+
+
+def check(found: dict) -> None:
+    """What the ledger of a siege says is what happened."""
     for name in (
         "sent_twice",
         "not_in_the_books",
@@ -57,6 +70,3 @@ def test_a_siege_loses_nothing_and_sends_nothing_twice(tmp_path, store):
         assert found[name] == 0, name
     assert found["till_over_budget"] == found["overspent"]
     assert found["till"] == found["settled"] + found["late"] + found["over"] > 0
-    assert {"send: reserved", "send: known", "send: refused", "redeem: settled", "redeem: late", "redeem: over"} <= set(
-        found["answers"]
-    )

@@ -9,7 +9,7 @@ from math import inf, sqrt
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 
@@ -271,7 +271,7 @@ class Watchful(BudgetAccount):
 
 @pytest.mark.long
 @given(seasons())
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150)
 def test_settled_and_reserved_never_pass_the_budget(season):
     rule, held, asks = season
     held.__class__ = Watchful

@@ -76,7 +76,7 @@ CONDITION = st.recursive(
 
 
 @pytest.mark.long
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(CONDITION)
 def test_expressions_mean_what_python_means_row_by_row(text):
     plain = text.replace("`points spent`", "points")
@@ -147,7 +147,7 @@ CAP = st.fixed_dictionaries({"weeks": st.integers(1, 13), "contacts": st.integer
 
 
 @pytest.mark.long
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_the_mask_equals_a_scalar_reading_of_the_rules_and_gives_its_reasons(data):
     offers, channels = CATALOGUE.offers[1:], CATALOGUE.channels
@@ -400,7 +400,7 @@ def test_no_policy_gets_a_masked_pair_through(masked):
         assert market.contact_policy.static_mask.flatten(1).gather(1, record.planned_action.T).all()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 10**6), st.integers(1, 6), st.floats(0, 20))
 def test_clearing_never_grants_a_masked_pair_nor_more_than_there_is(seed, k, budget):
     """For any requests, every customer ends at an allowed pair that was asked for, and the money is enough for all."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import sys
+import threading
+from unittest import mock
 
 import pytest
 
@@ -91,11 +94,13 @@ def test_an_error_that_is_not_about_the_input_keeps_its_traceback(monkeypatch):
         cli.guarded(fails)({"part": {"_target_": "envs.offers.env.OffersEnv"}})
     before = signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr(sys, "argv", ["train.py"])
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)  # a script's own is not for the tests after it
     try:
-        with pytest.raises(LookupError):
-            cli.launch(lambda: fails_again(caught.value))
-        with pytest.raises(SystemExit) as ended:
-            cli.launch(lambda: fails(None))  # outside of a job: while Hydra composes
+        with mock.patch.dict(os.environ):
+            with pytest.raises(LookupError):
+                cli.launch(lambda: fails_again(caught.value))
+            with pytest.raises(SystemExit) as ended:
+                cli.launch(lambda: fails(None))  # outside of a job: while Hydra composes
     finally:
         signal.signal(signal.SIGTERM, before)
     assert ended.value.code == 2

@@ -53,6 +53,7 @@ class OffersEnv(CustomerEnv):
         self.seen_features.update(self.features)
         self.contact_policy = self.contact_rules.policy(sample)
         self.week = 0
+        self.passed: PassedWeek | None = None  # the last week, where the view hides the state
         self.memory = self.codec.start_memory(self.features)
         self._prepare_responses(sample)
         self.uniforms = torch.rand(self.episode_length, UNIFORMS, n, generator=self.generator, device=self.device)
@@ -151,7 +152,7 @@ class OffersEnv(CustomerEnv):
                 margin=self.customers.margin,
             )
             passed = PassedWeek(self.calendar[t : t + 1], seen, self.state, next_state)
-            self.memory = self.remember_week(self.memory, passed)
+            self.passed, self.memory = passed, self.remember_week(self.memory, passed)
         self.outcomes_so_far[:, t].copy_(outcomes_of_week)
         if not is_last:
             self.states_so_far[:, t + 1].copy_(torch.stack(next_state))

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from envs.data_collection import LoggingPolicy
+from envs.offers.constraints.contact_policy import ContactOptions
 from envs.offers.planning.dynamic_program import best_plan
 from envs.offers.planning.knapsack import Increments
+from envs.offers.planning.state_values import StateValues
 from envs.offers.planning.triton_no_contact_value import fast_no_contact_values
 from envs.offers.policies.baselines import KnapsackPolicy, ResponseRanking
-from envs.offers.policies.information import ORACLE
+from envs.offers.policies.belief_planner import BeliefPlanner, BeliefView
+from envs.offers.policies.information import FEATURES, ORACLE, Information
+from envs.offers.populations.base import Sample
+from envs.offers.world.belief_observation import ThetaEstimate, start_marginals
+from envs.offers.world.customers import Customers
 from envs.offers.world.response import utility
 from rlcore.exploration.rules import floored
 
@@ -40,22 +48,59 @@ class PricePerturbedPolicy(LoggingPolicy):
 
     With `plans`, the best plan at the environment's prices values the future; without, the future is left out. A share
     ε of decisions is drawn from all valid pairs.
+
+    Where the environment's view hides the state, the planner is one that a shop can have: it decides on θ̂, which
+    `theta` estimates from features, and on the filtered belief about the state under θ̂ (BeliefPlanner). The estimate is
+    fitted to `reference_size` customers, drawn by `reference_seed`, whose states are the belief at the start. With
+    `sees_hidden` it decides on the true θ and state nonetheless: what a log of the view lacks then confounds decisions.
     """
 
-    def __init__(self, *, plans: bool, sigma: float, epsilon: float):
-        self.plans, self.sigma, self.epsilon = plans, sigma, epsilon
+    def __init__(
+        self,
+        *,
+        plans: bool,
+        sigma: float,
+        epsilon: float,
+        sees_hidden: bool,
+        theta: Callable[[Sample | None], ThetaEstimate],
+        reference_size: int,
+        reference_seed: int,
+    ):
+        self.plans, self.sigma, self.epsilon, self.sees_hidden = plans, sigma, epsilon, sees_hidden
+        self.theta, self.reference_size, self.reference_seed = theta, reference_size, reference_seed
 
     def reset(self, env):
-        c, world = env.customers, env.world
-        values = (
-            best_plan(c, world, fast_no_contact_values(c, world), env.prices, contacts=env.contact_policy.contacts)[0]
-            if self.plans
-            else None
-        )
-        self.plan = KnapsackPolicy(c, world, ORACLE, values=values, fee=0.0)
+        self.memory: Tensor | None = None  # P(state | what was seen) [N, 79], where the state is hidden
+        if self.sees_hidden or not env.codec.hides_state:
+            self.plan = KnapsackPolicy(
+                env.customers, env.world, ORACLE, values=self.values(env, env.customers), fee=0.0
+            )
+            return
+        generator = torch.Generator(env.device).manual_seed(self.reference_seed)
+        sample = env.population.draw(self.reference_size, generator, "train")
+        customers = env.world.inhabit(self.theta(sample)(env.features))
+        view = BeliefView(customers, env.world, start_marginals(sample.state))
+        information = Information(FEATURES, ("beliefs",), equations=True)
+        self.plan = BeliefPlanner(customers, env.world, information, view, values=self.values(env, customers), fee=0.0)
+        self.memory = view.start(env.state)
+
+    def values(self, env, customers: Customers) -> list[StateValues] | None:
+        """Return the best plan's values at the environment's prices, weeks 1..T+1; None where nothing is planned."""
+        if not self.plans:
+            return None
+        no_contact = fast_no_contact_values(customers, env.world)
+        return best_plan(customers, env.world, no_contact, env.prices, contacts=env.contact_policy.contacts)[0]
+
+    def options(self, env) -> ContactOptions:
+        """Return this week's options, with the belief after the weeks so far where the state is hidden."""
+        if self.memory is None:
+            return env.options
+        if env.week:
+            self.memory = self.plan.view.after(self.memory, env.passed)
+        return env.options._replace(memory=self.memory)
 
     def probs(self, env, obs, action_mask):
-        steps = self.plan.increments(env.week, env.state, env.options)
+        steps = self.plan.increments(env.week, env.state, self.options(env))
         return floored(at_private_prices(steps, env.price, self.sigma, action_mask.shape[1]), action_mask, self.epsilon)
 
 

@@ -68,7 +68,7 @@ class UnlikeEnv(OffersEnv):
         reward = profit - self.prices[t] * spend
         seen = week.seen(offer, channel, state.status)
         passed = PassedWeek(self.calendar[t : t + 1], seen, state, week.state)
-        self.memory = self.remember_week(self.memory, passed)
+        self.passed, self.memory = passed, self.remember_week(self.memory, passed)
         entry = History.week(world.catalogue, offer, channel, week.bought, week.redeemed.to(week.margin))
         self.outcomes_so_far[:, t].copy_(entry)
         self.state, self.extra, self.week = week.state, week.memory, t + 1

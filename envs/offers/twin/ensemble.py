@@ -20,8 +20,9 @@ from rlcore.offline.logged_dataset import LoggedDataset, named_rows
 
 
 class TwinEnsemble(OfflineAlgorithm):
-    """An ensemble of maps G from features to θ, each fitted to a bootstrap of a log's customers (with replacement).
+    """An ensemble of maps G from features to θ, fitted to a log's customers.
 
+    The first member is fitted to each customer once, the others to a bootstrap (customers drawn with replacement).
     `twin` makes and fits the members. No member is fitted to the customers and weeks of `holdout`: a share `customers`,
     whom the report is about, a share `stopping`, whose likelihood ends a fit, and the last `weeks` of each season. A
     customer's side depends on the customer's id and on `salt` alone, and stays when a log grows. An ensemble that
@@ -168,10 +169,12 @@ class TwinEnsemble(OfflineAlgorithm):
         self.steps_per_iteration = int((self.fit_weight > 0).sum())
 
     def iterate(self, progress: float) -> dict[str, Tensor | float]:
-        """Fit the next member to customers drawn with replacement; return the log-likelihood under it."""
+        """Fit the next member, the first to each customer once; return the log-likelihood under it."""
         unit, unit_of_season = self.fit_panel.customer.unique(return_inverse=True)
         customers = len(unit)
-        drawn = torch.randint(customers, (customers,), generator=self.generator, device=self.env.device)
+        drawn = torch.arange(customers, device=self.env.device)
+        if self.iteration:
+            drawn = torch.randint(customers, (customers,), generator=self.generator, device=self.env.device)
         times_drawn = drawn.bincount(minlength=customers)[unit_of_season]  # a customer's seasons come together
         return self.twin.fit(
             self.members[self.iteration],
@@ -181,6 +184,7 @@ class TwinEnsemble(OfflineAlgorithm):
             self.validation_panel,
             self.validation_weight,
             self.generator,
+            self.members[0] if self.iteration else None,
         )
 
     def state_dict(self) -> dict:

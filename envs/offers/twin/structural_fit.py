@@ -133,11 +133,15 @@ class StructuralTwin:
         held_out: Panel,
         held_out_weight: Tensor,
         generator: torch.Generator,
+        near: ParameterNetwork | None = None,
     ) -> dict:
-        """Fit a member to a panel under weights [T, N]; return the log-likelihood a decision."""
+        """Fit a member to a panel under weights [T, N]; return the log-likelihood a decision.
+
+        `near` is a member that was fitted to the panel under other weights.
+        """
         if self.hides_state:
             return self.hidden_states.fit(
-                member, world, panel, weight, held_out, held_out_weight, generator, self.penalty
+                member, world, panel, weight, held_out, held_out_weight, generator, self.penalty, near
             )
         if not member.starts_warm:
             member.fit_scale(panel.features.T)

@@ -13,9 +13,9 @@ from envs.offers.logs.panel import Panel
 from envs.offers.populations.base import theta_from_matrix
 from envs.offers.twin.hidden_states.fisher_scoring import (
     Scores,
+    climb,
     coefficients,
     scores,
-    scoring_step,
     set_coefficients,
     with_margins,
 )
@@ -29,7 +29,6 @@ BETAS = (0.9, 0.99)  # of Adam
 MAX_GRADIENT_NORM = 1.0
 FIRST_SD = 0.4  # of the random effect, in prior standard deviations of α
 LEAST_SD = 0.01  # of the random effect where a fit goes on from another, in the same unit
-STEP_LENGTHS = (1.0, 0.5, 0.25)  # tried in turn, until the likelihood of held-out customers grows
 
 
 class FilterFit:
@@ -37,10 +36,10 @@ class FilterFit:
 
     Panels are of lives: the state filtered at the end of a season is the start of the next. Adam takes `steps` steps on
     batches of whole lives, which have about the decisions of `batch_size` whole seasons, at a learning rate `lr` that
-    falls to 0 by a cosine. Then come steps of Fisher scoring, on the `shares` of customers. α is integrated over
-    `nodes` Gauss–Hermite nodes (1: features determine α). A log without states hardly identifies the parameters
-    `pulled`: the mean over customers of each is drawn to the priors' by a penalty of weight `pull` on its square, in
-    prior standard deviations, as `penalty` draws slopes to 0.
+    falls to 0 by a cosine. Then Fisher scoring climbs to the maximum, in at most `passes` passes over all customers. α
+    is integrated over `nodes` Gauss–Hermite nodes (1: features determine α). A log without states hardly identifies the
+    parameters `pulled`: the mean over customers of each is drawn to the priors' by a penalty of weight `pull` on its
+    square, in prior standard deviations, as `penalty` draws slopes to 0.
     """
 
     def __init__(
@@ -49,12 +48,12 @@ class FilterFit:
         steps: int,
         batch_size: int,
         lr: float,
-        shares: list[float],
+        passes: int,
         nodes: int,
         pulled: list[str],
         pull: float,
     ):
-        self.steps, self.batch_size, self.lr, self.shares = steps, batch_size, lr, shares
+        self.steps, self.batch_size, self.lr, self.passes = steps, batch_size, lr, passes
         self.nodes, self.pulled, self.pull = nodes, tuple(pulled), pull
         self.columns: dict[str, list[int]] = {}  #: of each parameter in θ's matrix
         self.start = torch.empty(0)  #: marginals of the state at the start of a life, [14]
@@ -151,30 +150,61 @@ class FilterFit:
         held_out_weight: Tensor,
         generator: torch.Generator,
         penalty: float,
+        near: ParameterNetwork | None,
     ) -> dict:
-        """Fit a member under weights [T, N], one for all weeks of a customer; return metrics."""
-        times = weight.amax(0)
-        if ((weight > 0) & (weight != times)).any():
+        """Fit a member under weights [T, N], one for all weeks of a customer; return metrics.
+
+        `near` was fitted to the same log under other weights: where G is linear, Fisher scoring begins there.
+        """
+        if ((weight > 0) & (weight != weight.amax(0))).any():
             raise ValueError(
                 "algo.weighted=true: a log without states has a likelihood of whole lives, whose weeks have no "
                 "weights of their own: expected algo.weighted=false"
             )
-        if not member.starts_warm:
+        begins_near = near is not None and member.body is None
+        if near is not None and begins_near:
+            member.load_state_dict(near.state_dict())
+        elif not member.starts_warm:
             member.fit_scale(panel.features.T)
-        alpha_spread = member.spread[self.columns["alpha"][0]]
-        first_sd = member.spread.new_tensor(FIRST_SD)  # in prior standard deviations
-        if member.starts_warm and alpha_spread > 0:  # 0: α is left to the priors
-            first_sd = (member.alpha_sd / alpha_spread).clamp_min(LEAST_SD)
-        log_sd = torch.nn.Parameter(first_sd.log())
-        prior, center = self.prior_precision(member, penalty), self.prior_center(member)
-        rows = (times > 0).nonzero()[:, 0]
+        rows = (weight.amax(0) > 0).nonzero()[:, 0]
+        panel, weight = panel[rows], weight[:, rows]
+        alpha_spread = member.spread[self.columns["alpha"][0]]  # 0: α is left to the priors
+        known = (begins_near or member.starts_warm) and alpha_spread > 0
+        sd = member.alpha_sd / alpha_spread if known else member.spread.new_tensor(FIRST_SD)
+        log_sd = torch.nn.Parameter(sd.clamp_min(LEAST_SD).log())  # in prior standard deviations
+        if not begins_near:
+            self.descend(member, log_sd, world, panel, weight, generator, penalty)
 
-        # 1. Adam comes near the maximum.
+        def scores_at(at: Tensor) -> Scores:
+            set_coefficients(member, log_sd, at)
+            return self.scores(member, alpha_spread * log_sd.detach().exp(), world, panel, weight)
+
+        prior, center = self.prior_precision(member, penalty), self.prior_center(member)
+        at, passes = climb(scores_at, coefficients(member, log_sd), prior, center, self.passes)
+        set_coefficients(member, log_sd, at)
+        found = alpha_spread * log_sd.detach().exp()
+        member.alpha_sd.copy_(found * (self.nodes > 1))  # one node: features tell α
+        held_out_likelihood = self.log_likelihood(member, found, world, held_out, held_out_weight)
+        return {"twin/held_out": held_out_likelihood, "twin/alpha_sd": member.alpha_sd.clone(), "twin/passes": passes}
+
+    def descend(
+        self,
+        member: ParameterNetwork,
+        log_sd: torch.nn.Parameter,
+        world: World,
+        panel: Panel,
+        weight: Tensor,
+        generator: torch.Generator,
+        penalty: float,
+    ) -> None:
+        """Take Adam's steps, which come near the maximum."""
+        prior, center = self.prior_precision(member, penalty), self.prior_center(member)
+        alpha_spread, times, total = member.spread[self.columns["alpha"][0]], weight.amax(0), weight.sum()
         optimizer = torch.optim.Adam([*member.parameters(), log_sd], lr=self.lr, betas=BETAS)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.steps)
-        length = panel.logged[:, rows].sum(0).float().mean().item()  # of a life
+        length = panel.logged.sum(0).float().mean().item()  # of a life
+        rows = torch.arange(len(panel), device=weight.device)
         batches = shuffled_batches(rows, max(1, round(self.batch_size * world.weeks / length)), generator)
-        total = weight.sum()
         for _ in range(self.steps):
             batch = next(batches)
             part, counts = panel[batch], weight[:, batch]
@@ -190,26 +220,6 @@ class FilterFit:
             torch.nn.utils.clip_grad_norm_([*member.parameters(), log_sd], MAX_GRADIENT_NORM)
             optimizer.step()
             schedule.step()
-
-        # 2. Fisher scoring reaches it.
-        held_out_likelihood = partial(self.log_likelihood, world=world, panel=held_out, weight=held_out_weight)
-        best = held_out_likelihood(member, alpha_spread * log_sd.exp())
-        for share in self.shares:
-            some = rows[torch.randperm(len(rows), generator=generator, device=rows.device)[: round(share * len(rows))]]
-            sd, at = alpha_spread * log_sd.detach().exp(), coefficients(member, log_sd)
-            found = self.scores(member, sd, world, panel[some], weight[:, some])
-            found = Scores(*(x * (len(rows) / len(some)) for x in found))
-            step = scoring_step(found, at, prior, center)
-            for length in STEP_LENGTHS:
-                set_coefficients(member, log_sd, at + length * step)
-                likelihood = held_out_likelihood(member, alpha_spread * log_sd.exp())
-                if likelihood >= best:
-                    best = likelihood
-                    break
-            else:
-                set_coefficients(member, log_sd, at)
-        member.alpha_sd.copy_(alpha_spread * log_sd.detach().exp() * (self.nodes > 1))  # one node: features tell α
-        return {"twin/held_out": best, "twin/alpha_sd": member.alpha_sd.clone()}
 
 
 def shuffled_batches(rows: Tensor, size: int, generator: torch.Generator) -> Iterator[Tensor]:

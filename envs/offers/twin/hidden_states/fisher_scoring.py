@@ -22,9 +22,13 @@ from envs.offers.twin.structural_model import ParameterNetwork
 SeasonLikelihood = Callable[[Tensor, Tensor, Panel, Tensor], Tensor]
 
 
+EXPECTED_GAIN = 0.5  # of the log-likelihood, below which a climb ends: 1 sd of the posterior, over all coefficients
+
+
 class Scores(NamedTuple):
     """Weighted sums over customers, P = K·(1 + F) + 1 coefficients."""
 
+    log_likelihood: Tensor  # float64 []
     gradient: Tensor  # float64 [P]
     information: Tensor  # float64 [P, P]
 
@@ -52,6 +56,8 @@ def scores(
     The likelihood is that of responses, without margins.
     """
     size = len(member.middle) * (1 + len(panel.features)) + 1
+    low, high = member.bounds
+    total = torch.zeros((), dtype=torch.float64, device=weight.device)
     gradient = torch.zeros(size, dtype=torch.float64, device=weight.device)
     information = torch.zeros(size, size, dtype=torch.float64, device=weight.device)
     for rows in torch.arange(len(panel), device=weight.device).split(chunk):
@@ -60,25 +66,29 @@ def scores(
             theta = member(part.features.T)
         theta.requires_grad_()
         of_each = sd.detach().expand(len(rows)).clone().requires_grad_()
-        found = likelihood(theta, of_each, part, counts).sum()
-        of_theta, of_sd = torch.autograd.grad(found, (theta, of_each))
+        found = likelihood(theta, of_each, part, counts)
+        of_theta, of_sd = torch.autograd.grad(found.sum(), (theta, of_each))
+        of_theta = of_theta * ((theta > low) & (theta < high))  # G is flat where it is held within bounds
         design = torch.cat((torch.ones_like(of_sd[:, None]), member.standardize(part.features.T)), 1)
         by_coefficient = ((of_theta * member.spread)[:, :, None] * design[:, None]).flatten(1)
         score = torch.cat((by_coefficient, (of_sd * of_each)[:, None]), 1).detach()
-        weighted = score * counts.amax(0)[:, None]
+        times = counts.amax(0)
+        weighted = score * times[:, None]
+        total += (found.detach() * times).sum(dtype=torch.float64)
         gradient += weighted.sum(0)
         information += score.T @ weighted
-    return Scores(gradient, information)
+    return Scores(total, gradient, information)
 
 
 def with_margins(found: Scores, member: ParameterNetwork, panel: Panel, weight: Tensor, column: int) -> Scores:
-    """Add the scores and the expected information of log g, θ's `column`, from purchases in weeks that count."""
+    """Add likelihood, scores and expected information of log g, θ's `column`, from purchases in weeks that count."""
     bought = panel.bought & (weight > 0)
     times, count = weight.amax(0), bought.sum(0)
     brought = torch.where(bought, panel.margin, 0.0).sum(0)
     with torch.no_grad():
         log_margin = member(panel.features.T)[:, column]
         design = torch.cat((torch.ones_like(log_margin[:, None]), member.standardize(panel.features.T)), 1).double()
+    total = (times * (-log_margin * count - brought / log_margin.exp())).sum(dtype=torch.float64)
     score = times * (brought / log_margin.exp() - count) * member.spread[column]
     width = design.shape[1]
     at = slice(column * width, (column + 1) * width)
@@ -87,15 +97,40 @@ def with_margins(found: Scores, member: ParameterNetwork, panel: Panel, weight: 
     information[at] = 0.0
     information[:, at] = 0.0
     information[at, at] = design.T @ (design * (times * count * member.spread[column].square())[:, None].double())
-    return Scores(gradient, information)
+    return Scores(found.log_likelihood + total, gradient, information)
 
 
-def scoring_step(found: Scores, at: Tensor, prior: Tensor, center: Tensor) -> Tensor:
-    """Return the step [P] from coefficients `at` to the maximum of the quadratic model, prior included.
+def scoring_step(found: Scores, at: Tensor, prior: Tensor, center: Tensor) -> tuple[Tensor, float]:
+    """Return the step [P] from coefficients `at` to the maximum of the quadratic model, and the gain that it expects.
 
     The prior of each coefficient is normal about `center` [P] with precision `prior` [P]. The sd grows or falls by a
     factor of e at most: near 0 its likelihood is flat.
     """
-    step = torch.linalg.solve(found.information + prior.diag(), found.gradient - prior * (at - center))
+    slope = found.gradient - prior * (at - center)
+    step = torch.linalg.solve(found.information + prior.diag(), slope)
     step[-1].clamp_(-1.0, 1.0)
-    return step
+    return step, 0.5 * (slope @ step).item()
+
+
+def climb(
+    scores_at: Callable[[Tensor], Scores], start: Tensor, prior: Tensor, center: Tensor, passes: int
+) -> tuple[Tensor, int]:
+    """Return the coefficients [P] of the greatest posterior density on the way of Fisher scoring, and the passes made.
+
+    A pass takes the scores at some coefficients, the first at `start`, and there are at most `passes`. From the highest
+    so far the next are a scoring step away, and half as far after each pass that is no higher. The way ends where a
+    step expects a gain of less than EXPECTED_GAIN.
+    """
+    best, highest, step, made = start, -torch.inf, torch.zeros_like(start), 0
+    while made < passes:
+        at, made = best + step, made + 1
+        found = scores_at(at)
+        height = (found.log_likelihood - 0.5 * (prior * (at - center).square()).sum()).item()
+        if not height > highest:
+            step = step / 2
+            continue
+        best, highest = at, height
+        step, gain = scoring_step(found, at, prior, center)
+        if gain < EXPECTED_GAIN:
+            break
+    return best, made

@@ -16,7 +16,13 @@ from configs import load, node
 from envs.offers.logs.panel import to_panel
 from envs.offers.populations.base import theta_from_matrix, theta_to_matrix
 from envs.offers.twin.checks.filter_misfits import Decisions, Segments, misfits
-from envs.offers.twin.hidden_states.fisher_scoring import coefficients, scores
+from envs.offers.twin.hidden_states.fisher_scoring import (
+    EXPECTED_GAIN,
+    coefficients,
+    scores,
+    scoring_step,
+    set_coefficients,
+)
 from envs.offers.twin.hidden_states.identification import (
     coefficient_covariance,
     parameter_names,
@@ -130,6 +136,7 @@ def test_scores_are_the_gradient_and_information_their_outer_products(small):
     s, times = torch.stack(wanted), weight.amax(0).double()
     torch.testing.assert_close(found.gradient, (s * times[:, None]).sum(0), rtol=1e-8, atol=1e-8)
     torch.testing.assert_close(found.information, s.T @ (s * times[:, None]), rtol=1e-8, atol=1e-8)
+    assert found.log_likelihood.item() == pytest.approx((each * times).sum().item(), rel=1e-12)
     assert coefficients(member, log_sd)[1] == member.linear.weight[0, 0] and len(s[0]) == len(found.gradient)
 
     # The likelihood's own slope, by finite differences.
@@ -139,6 +146,25 @@ def test_scores_are_the_gradient_and_information_their_outer_products(small):
     theta.requires_grad_()
     (slope,) = torch.autograd.grad(likelihood(theta, sd, panel, weight).sum(), theta)
     assert (slope * direction).sum().item() == pytest.approx(((up - down) / 2e-5).item(), rel=1e-5)
+    member.float()
+
+
+@pytest.mark.slow
+def test_a_parameter_held_at_its_bound_has_no_score(small):
+    """χ of 1 stays 1 however G's coefficients move, and the scores are those of G as it is held."""
+    world, panel, _, model = small
+    member, method, d = model.members[0].double(), model.twin.hidden_states, 1 + len(panel.features)
+    member.fit_scale(panel.features.T)
+    column = model.twin.columns["chi"][0]
+    with torch.no_grad():
+        member.linear.bias[column] = 50.0
+    found = scores(
+        partial(method.life_log_likelihoods, world), member, torch.tensor(0.3).double(), panel, torch.ones(12, 12), 12
+    )
+    rest = found.information[column * d : (column + 1) * d]
+    assert not found.gradient[column * d : (column + 1) * d].any() and not rest.any() and found.gradient.any()
+    with torch.no_grad():
+        member.linear.bias[column] = 0.0
     member.float()
 
 
@@ -154,6 +180,7 @@ def test_of_margins_the_score_is_exact_and_the_information_the_expected_one(smal
     (slope,) = torch.autograd.grad(whole, theta)
     at = column * (1 + len(panel.features))
     assert found.gradient[at].item() == pytest.approx((slope[:, column].sum() * member.spread[column]).item())
+    assert found.log_likelihood.item() == pytest.approx(whole.item(), rel=1e-6)
     spread = member.spread[column].item()
     assert found.information[at, at].item() == pytest.approx(int(panel.bought.sum()) * spread**2)
     others = torch.ones(len(found.gradient), dtype=torch.bool)
@@ -233,6 +260,36 @@ def test_it_finds_what_the_log_tells(fitted):
     with torch.no_grad():
         middle = likelihood_of(member.middle.expand(len(panel), -1))
         assert metrics["twin/held_out"] > middle + 0.12
+
+
+@pytest.mark.long
+def test_the_fit_ends_where_every_way_leads_down(fitted):
+    """The posterior density, by the likelihood itself, one posterior sd away from the fit in random directions."""
+    env, model, _ = fitted
+    method, member = model.twin.hidden_states, model.members[0]
+    spread = member.spread[model.twin.columns["alpha"][0]]
+    prior, center = method.prior_precision(member, model.twin.penalty), method.prior_center(member)
+    at = coefficients(member, (member.alpha_sd / spread).log())
+    found = method.scores(member, member.alpha_sd, env.world, model.fit_panel, model.fit_weight)
+    assert scoring_step(found, at, prior, center)[1] < 5 * EXPECTED_GAIN
+    root_of_covariance = torch.linalg.cholesky(torch.linalg.inv(found.information + prior.diag()))
+    log_sd, generator = torch.zeros(()), torch.Generator().manual_seed(0)
+
+    def height(coefficients_there):
+        set_coefficients(member, log_sd, coefficients_there)
+        with torch.no_grad():
+            theta = member(model.fit_panel.features.T)
+            each = method.life_log_likelihoods(
+                env.world, theta, spread * log_sd.exp(), model.fit_panel, model.fit_weight
+            )
+        return (each.double().sum() - 0.5 * (prior * (coefficients_there - center).square()).sum()).item()
+
+    top = height(at)
+    for _ in range(3):
+        direction = root_of_covariance @ torch.randn(len(at), generator=generator, dtype=torch.float64)
+        lower = [height(at + sign * direction) for sign in (1, -1)]
+        assert max(lower) < top and 0.5 * sum(lower) - top == pytest.approx(-0.5 * len(at), rel=0.35)
+    height(at)
 
 
 @pytest.mark.long
@@ -347,7 +404,7 @@ def test_a_fit_goes_on_from_another_in_fewer_steps():
     env, log = unseen_log(400)
 
     def fitted(steps, start=None):
-        model = twin(env, members=1, twin={"hidden_states": {"steps": steps, "shares": [1.0], "nodes": 2}})
+        model = twin(env, members=1, twin={"hidden_states": {"steps": steps, "passes": 2, "nodes": 2}})
         if start:
             model.start_from(start)
         model.set_dataset(log)
@@ -368,7 +425,7 @@ def test_a_fit_goes_on_from_another_in_fewer_steps():
 @pytest.mark.slow
 def test_alpha_may_be_left_to_the_priors_where_a_fit_goes_on_from_another():
     env, log = unseen_log(60)
-    small = {"hidden_states": {"steps": 2, "shares": [1], "nodes": 2}}
+    small = {"hidden_states": {"steps": 2, "passes": 2, "nodes": 2}}
     first = twin(env, twin=small)
     first.members[0].alpha_sd.fill_(0.3)
     model = twin(env, twin=small | {"fixed_parameters": ["alpha"]})
@@ -419,7 +476,7 @@ def test_no_coefficient_is_without_a_prior():
 @pytest.mark.slow
 def test_with_one_node_features_determine_alpha():
     env, log = unseen_log(60)
-    model = twin(env, twin={"hidden_states": {"nodes": 1, "steps": 2, "shares": [1]}})
+    model = twin(env, twin={"hidden_states": {"nodes": 1, "steps": 2, "passes": 2}})
     model.set_dataset(log)
     model.setup(None, lambda: False)
     model.iterate(0.0)

@@ -247,7 +247,7 @@ def test_the_interval_of_a_drift_is_that_of_resampled_customers():
 
 def ensemble(env, log_, start=None, *, members: int, hidden_states: dict, holdout: dict):
     """Make a small ensemble of twins with the log to learn from, which starts from an earlier one's state, if any."""
-    settings = {"reference_size": 2000, "score_customers": 300, "hidden_states": {"shares": [1.0], **hidden_states}}
+    settings = {"reference_size": 2000, "score_customers": 300, "hidden_states": {"passes": 2, **hidden_states}}
     model = instantiate(part("twin", members=members, twin=settings, holdout=holdout), _convert_="all")(env, 0)
     if start:
         model.start_from(start)

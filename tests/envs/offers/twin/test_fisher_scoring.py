@@ -1,0 +1,41 @@
+"""Fisher scoring climbs to the maximum of a posterior density."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import root
+
+from envs.offers.twin.hidden_states.fisher_scoring import EXPECTED_GAIN, Scores, climb
+
+
+def poisson(of_rates: float, information: float = 1.0):
+    """Log-likelihood of counts whose rates are exp(x'b), by hand, its maximum under a prior, and what tells of both."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.cat((torch.ones(500, 1), torch.randn(500, 3, generator=generator)), 1).double()
+    y = torch.poisson((x @ torch.tensor([of_rates, 0.5, -0.4, 0.2]).double()).exp(), generator)
+    prior, center = torch.tensor([1.0, 24.0, 24.0, 1.0]).double(), torch.tensor([0.0, 0.0, 0.0, -0.5]).double()
+
+    def scores_at(b):
+        rate = (x @ b).exp()
+        score = x * (y - rate)[:, None]
+        return Scores((y * (x @ b) - rate).sum(), score.sum(0), information * score.T @ score)
+
+    def slope(b):
+        b = torch.from_numpy(b)
+        return (scores_at(b).gradient - prior * (b - center)).numpy()
+
+    return scores_at, prior, center, torch.from_numpy(root(slope, np.zeros(4), tol=1e-10).x)
+
+
+@pytest.mark.parametrize("information", [1.0, 0.2])  # 0.2: steps that are five times too long are shortened
+def test_fisher_scoring_climbs_to_the_maximum_that_a_root_finder_finds(information):
+    scores_at, prior, center, wanted = poisson(1.0, information)
+    start = torch.tensor([-1.0, 0.0, 0.0, 1.5]).double()
+    found, passes = climb(scores_at, start, prior, center, 60)
+    curvature = poisson(1.0)[0](wanted).information + prior.diag()
+    left = found - wanted
+    assert left @ curvature @ left < 2 * 1.5 * EXPECTED_GAIN and 3 < passes < 60
+    first, one = climb(scores_at, start, prior, center, 1)
+    assert torch.equal(first, start) and one == 1

@@ -20,10 +20,11 @@ from rlcore.offline.logged_dataset import LoggedDataset, named_rows
 
 
 class TwinEnsemble(OfflineAlgorithm):
-    """An ensemble of maps G from features to θ, fitted to a log's customers.
+    """An ensemble of maps G from features to θ, each fitted to a bootstrap of a log's customers.
 
-    The first member is fitted to each customer once, the others to a bootstrap (customers drawn with replacement).
-    `twin` makes and fits the members. No member is fitted to the customers and weeks of `holdout`: a share `customers`,
+    The bootstrap is balanced (Davison, Hinkley & Schechtman 1986): all members together have each customer equally
+    often, so that the noise of drawing nearly cancels in their mean. A single member has each customer once. `twin`
+    makes and fits the members. No member is fitted to the customers and weeks of `holdout`: a share `customers`,
     whom the report is about, a share `stopping`, whose likelihood ends a fit, and the last `weeks` of each season. A
     customer's side depends on the customer's id and on `salt` alone, and stays when a log grows. An ensemble that
     starts from another holds out only what that one held out too. With `weighted`, decisions count as if all allowed
@@ -51,7 +52,7 @@ class TwinEnsemble(OfflineAlgorithm):
                 "algo.holdout: expected shares of customers and stopping that leave customers to fit to, and less than "
                 f"{env.world.weeks} weeks, got {holdout}"
             )
-        self.env, self.twin, self.holdout = env, twin, holdout
+        self.env, self.seed, self.twin, self.holdout = env, seed, twin, holdout
         self.weighted, self.clip = weighted, clip
         self.evaluation = evaluation
         self.iterations, self.iteration, self.steps_per_iteration = members, 0, 0
@@ -169,23 +170,26 @@ class TwinEnsemble(OfflineAlgorithm):
         self.steps_per_iteration = int((self.fit_weight > 0).sum())
 
     def iterate(self, progress: float) -> dict[str, Tensor | float]:
-        """Fit the next member, the first to each customer once; return the log-likelihood under it."""
-        unit, unit_of_season = self.fit_panel.customer.unique(return_inverse=True)
-        customers = len(unit)
-        drawn = torch.arange(customers, device=self.env.device)
-        if self.iteration:
-            drawn = torch.randint(customers, (customers,), generator=self.generator, device=self.env.device)
-        times_drawn = drawn.bincount(minlength=customers)[unit_of_season]  # a customer's seasons come together
+        """Fit the next member; return the log-likelihood under it."""
+        _, unit_of_season = self.fit_panel.customer.unique(return_inverse=True)
+        times_drawn = self.draw_customers(int(unit_of_season.amax()) + 1)[unit_of_season]
         return self.twin.fit(
             self.members[self.iteration],
             self.env.world,
             self.fit_panel,
-            self.fit_weight * times_drawn,
+            self.fit_weight * times_drawn,  # a customer's seasons come together
             self.validation_panel,
             self.validation_weight,
             self.generator,
             self.members[0] if self.iteration else None,
         )
+
+    def draw_customers(self, customers: int) -> Tensor:
+        """Return how often the next member has each of so many customers, int64 [customers]."""
+        generator = torch.Generator(self.env.device).manual_seed(2 * self.seed + 1)
+        order = torch.randperm(self.iterations * customers, generator=generator, device=self.env.device)
+        drawn = order.view(self.iterations, customers)[self.iteration] % customers
+        return drawn.bincount(minlength=customers)
 
     def state_dict(self) -> dict:
         """Return everything that a resumed fit needs to continue exactly, except the log."""

@@ -22,7 +22,7 @@ from envs.offers.twin.structural_model import ParameterNetwork
 SeasonLikelihood = Callable[[Tensor, Tensor, Panel, Tensor], Tensor]
 
 
-EXPECTED_GAIN = 0.5  # of the log-likelihood, below which a climb ends: 1 sd of the posterior, over all coefficients
+EXPECTED_GAIN = 1.0  # of the log-likelihood, below which a climb ends: 1.4 sds of the posterior over all coefficients
 
 
 class Scores(NamedTuple):

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
+from scipy.stats import hypergeom
 
 from configs import load, node
 from envs.offers.logs.panel import to_panel
@@ -457,6 +458,25 @@ def test_whom_an_earlier_twin_was_fitted_to_is_not_held_out():
     assert first.first_held_out_week == 10 and third.first_held_out_week == second.first_held_out_week == 12
     same = started(first)
     assert torch.equal(same.held_out, first.held_out) and len(same.holdouts) == 1
+
+
+def test_all_members_together_have_each_customer_equally_often():
+    """A customer's count in one member of four is hypergeometric: 5,000 of 20,000 rows, 4 of them the customer's."""
+    env, _ = unseen_log(2)
+
+    def drawn(members):
+        model = twin(env, members=members)
+        counts = []
+        for model.iteration in range(members):
+            counts.append(model.draw_customers(5000))
+        return torch.stack(counts)
+
+    four = drawn(4)
+    assert (four.sum(0) == 4).all() and (four.sum(1) == 5000).all() and torch.equal(four, drawn(4))
+    share = four.flatten().bincount(minlength=5) / 20000
+    wanted = torch.from_numpy(hypergeom(20000, 4, 5000).pmf(range(5)))
+    torch.testing.assert_close(share.double(), wanted, rtol=0, atol=0.015)
+    assert (drawn(1) == 1).all()
 
 
 def test_a_log_with_states_is_fitted_with_them():

@@ -19,7 +19,7 @@ TWIN = [
     "benchmark.twin.twin.reference_size=2000",
     "benchmark.twin.twin.score_customers=200",
 ]
-ROUGH = [*TWIN, "benchmark.twin.twin.hidden_states.steps=8", "benchmark.twin.twin.hidden_states.shares=[0.5]"]
+ROUGH = [*TWIN, "benchmark.twin.twin.hidden_states.steps=8", "benchmark.twin.twin.hidden_states.passes=2"]
 
 
 def run(name: str, folder: Path, *changes: str) -> dict:

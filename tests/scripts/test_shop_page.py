@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 TWIN = [
     "algo.members=1",
     "algo.twin.hidden_states.steps=2",
-    "algo.twin.hidden_states.shares=[1.0]",
+    "algo.twin.hidden_states.passes=2",
     "algo.twin.hidden_states.nodes=2",
     "algo.twin.reference_size=300",
     "algo.twin.score_customers=20",
@@ -45,7 +45,7 @@ COLD_START = [
     "benchmark.env.evaluation.fees=[0.5]",
     "benchmark.env.evaluation.regression_customers=300",
     "benchmark.twin.twin.hidden_states.steps=2",
-    "benchmark.twin.twin.hidden_states.shares=[1.0]",
+    "benchmark.twin.twin.hidden_states.passes=2",
     "benchmark.twin.twin.hidden_states.nodes=2",
     "benchmark.twin.twin.reference_size=300",
     "benchmark.twin.holdout.stopping=0.3",
@@ -70,7 +70,7 @@ NEXT_MONTH = [
         for twin in ("twin", "next_twin")
         for key in (
             "hidden_states.steps=2",
-            "hidden_states.shares=[1.0]",
+            "hidden_states.passes=2",
             "hidden_states.nodes=2",
             "reference_size=300",
         )

@@ -289,7 +289,7 @@ def test_the_fit_ends_where_every_way_leads_down(fitted):
     for _ in range(3):
         direction = root_of_covariance @ torch.randn(len(at), generator=generator, dtype=torch.float64)
         lower = [height(at + sign * direction) for sign in (1, -1)]
-        assert max(lower) < top and 0.5 * sum(lower) - top == pytest.approx(-0.5 * len(at), rel=0.35)
+        assert max(lower) < top and 0.5 * sum(lower) - top == pytest.approx(-0.5 * len(at), rel=0.6)
     height(at)
 
 

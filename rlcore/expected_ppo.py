@@ -13,13 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import deepcopy
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from rlcore import losses, returns
 from rlcore.backends import distributed
+from rlcore.expected_batches import CriticBatch, PolicyBatch, at_states
 from rlcore.network_algorithm import LearningRateSchedule, MakeAuxiliaryModel, MakeNetwork, MakeOptimizer
 from rlcore.networks import Actor, StateCritic
 from rlcore.on_policy import OnPolicyAlgorithm
@@ -27,26 +28,6 @@ from rlcore.rollout import BatchT, Rollout, shuffled
 from rlcore.schedules import restore_optimizer
 
 MakeCritic = Callable[[int, int], StateCritic]  # arguments: the length C of a critic's observation, and S
-
-
-class PolicyBatch(NamedTuple):
-    """B steps for the policy to learn from."""
-
-    obs: Tensor  #: [B, D]
-    action_mask: Tensor  #: bool [B, *nvec]
-    log_prob: Tensor  #: of all actions under the policy that acted, [B, P]
-    advantage: Tensor  #: of all actions, 0 where masked, [B, P]
-    has_choice: Tensor  #: more than one action was valid, bool [B]
-
-
-class CriticBatch(NamedTuple):
-    """B steps for the critic to learn from, each in J states: the visited one, and those that were drawn."""
-
-    critic_obs: Tensor  #: the same in all states, [B, C]
-    state: Tensor  #: int64 [B, J], S for an agent that has left
-    value: Tensor  #: the critic's values of the states, computed before the update, [B, J]
-    target: Tensor  #: [B, J]
-    counts: Tensor  #: whether the state is learned from, bool [B, J]
 
 
 class ExpectedPPO(OnPolicyAlgorithm):
@@ -174,20 +155,16 @@ class ExpectedPPO(OnPolicyAlgorithm):
         next_values = values[None, 1:]
         if lookahead.num_futures > 1:
             next_values = self.critic(lookahead.future_critic_obs(critic_obs))
-        # 2. Advantages of the policy that acted, and the critic's targets for the visited states.
+        # 2. Advantages of the policy that acted, and the critic's targets for visited and for drawn states.
         log_prob, advantage, mean = self.back_up(rollout.obs, rollout.action_mask, visited, next_values)
         value = at_states(values, visited[..., None])[..., 0]
-        states, targets = [visited], [returns.lambda_targets(mean, value, self.gamma * self.td_lambda)]
-        # 3. The critic's targets for drawn states. No trajectory begins in them: the target is the one-step backup.
-        for _ in range(self.drawn_states):
-            drawn = torch.randint(lookahead.num_states, visited.shape, generator=self.generator, device=visited.device)
-            obs, action_mask = lookahead.as_if_in(drawn, rollout.obs, rollout.action_mask)
-            _, _, mean = self.back_up(obs, action_mask, drawn, next_values)
-            states.append(drawn)
-            targets.append(mean)
-        # 4. The policy learns from steps with a choice. The critic learns from all steps, until they leave, of agents
+        target = returns.lambda_targets(mean, value, self.gamma * self.td_lambda)
+        drawn, drawn_target = self.target_of_drawn_states(rollout, visited, next_values)
+        state = torch.cat((visited[..., None], drawn), -1)
+        # 3. The policy learns from steps with a choice. The critic learns from all steps, until they leave, of agents
         # that had a choice in some step. The policy decides nothing for other agents, such as those held out.
         has_choice = rollout.action_mask.flatten(2).sum(-1) > 1
+        counts = (visited < lookahead.num_states) & has_choice.any(0)
         policy_batch = PolicyBatch(
             obs=rollout.obs,
             action_mask=rollout.action_mask,
@@ -195,19 +172,30 @@ class ExpectedPPO(OnPolicyAlgorithm):
             advantage=advantage,
             has_choice=has_choice,
         )
-        state = torch.stack(states, -1)
-        counts = (visited < lookahead.num_states) & has_choice.any(0)
         critic_batch = CriticBatch(
             critic_obs=critic_obs,
             state=state,
             value=at_states(values, state),
-            target=torch.stack(targets, -1),
+            target=torch.cat((target[..., None], drawn_target), -1),
             counts=counts[..., None].expand_as(state),
         )
         return (
             PolicyBatch(*(column.flatten(0, 1) for column in policy_batch)),  # [T, N, ...] → [T·N, ...]
             CriticBatch(*(column.flatten(0, 1) for column in critic_batch)),
         )
+
+    def target_of_drawn_states(self, rollout: Rollout, visited: Tensor, next_values: Tensor) -> tuple[Tensor, Tensor]:
+        """Draw states of all steps, and back the next states' values up to them; return both, [T, N, J − 1].
+
+        No trajectory begins in a drawn state, so the critic's target is the one-step backup.
+        """
+        shape = (*visited.shape, self.drawn_states)
+        drawn = torch.randint(self.lookahead.num_states, shape, generator=self.generator, device=visited.device)
+        target = torch.empty_like(drawn, dtype=next_values.dtype)
+        for j, state in enumerate(drawn.unbind(-1)):
+            obs, action_mask = self.lookahead.as_if_in(state, rollout.obs, rollout.action_mask)
+            target[..., j] = self.back_up(obs, action_mask, state, next_values)[2]
+        return drawn, target
 
     def back_up(
         self, obs: Tensor, action_mask: Tensor, state: Tensor, next_values: Tensor
@@ -326,10 +314,3 @@ class ExpectedPPO(OnPolicyAlgorithm):
         self.average_mass.copy_(state["average_mass"])
         fixed_lr = None if self.lr_schedule else self.initial_critic_lr
         restore_optimizer(self.critic_optimizer, state["critic_optimizer"], self.critic_lr, fixed_lr)
-
-
-def at_states(values: Tensor, states: Tensor) -> Tensor:
-    """Pick the values [..., J] of J states from those of all states [..., S]; 0 for state S: the agent has left."""
-    num_states = values.shape[-1]
-    picked = values.gather(-1, states.clamp_max(num_states - 1))
-    return torch.where(states < num_states, picked, 0.0)

@@ -14,7 +14,8 @@ from configs import composed
 from rlcore import losses, returns
 from rlcore.backends.accelerate import accelerate
 from rlcore.backends.cuda_graphs import WARM_UP_CALLS
-from rlcore.expected_ppo import ExpectedPPO, at_states
+from rlcore.expected_batches import at_states
+from rlcore.expected_ppo import ExpectedPPO
 from rlcore.rollout import collect_rollout
 from tiny_markov import (
     ACTIONS,

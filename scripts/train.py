@@ -34,8 +34,8 @@ from rlcore.runs.logger import NullLogger
 from rlcore.runs.report import Report, RunResult
 from rlcore.runs.run_logger import RunLogger
 from rlcore.training_loop import TrainingLoop
-from scripts.shared.building import build, load_resumed
-from scripts.shared.cli import choose_device, flatten_keys, guarded, launch, to_dict
+from scripts.shared.building import build, changes, load_resumed
+from scripts.shared.cli import choose_device, guarded, launch, to_dict
 from scripts.shared.continued import Continuation
 from scripts.shared.overrides import key_of
 from scripts.shared.results import make_logger, publish
@@ -206,11 +206,8 @@ def open_logger(
     if state:
         with fitting(cfg.resume):
             logger.load_state_dict(state["logger"])
-        before, now = flatten_keys(state["config"]), flatten_keys(to_dict(cfg, resolve=True))
-        for key in sorted(before.keys() | now.keys()):
-            if before.get(key) != now.get(key) and key != "resume":
-                line = f"resume: {key} was {before.get(key)}, is {now.get(key)}"
-                logger.console.print(line, highlight=False, soft_wrap=True)
+        for line in changes(state["config"], cfg):
+            logger.console.print(f"resume: {line}", highlight=False, soft_wrap=True)
         if algorithm.iteration >= algorithm.iterations or algorithm.has_converged:
             logger.console.print(
                 f"resume: {cfg.resume} had ended its training ({algorithm.iteration} of {algorithm.iterations} "

@@ -14,7 +14,7 @@ from rlcore.backends import distributed
 from rlcore.backends.accelerate import accelerate
 from rlcore.offline.logged_dataset import LoggedDataset
 from rlcore.runs import checkpoint
-from scripts.shared.cli import to_dict
+from scripts.shared.cli import flatten_keys, to_dict
 from scripts.shared.seen_data import Origin, with_old
 from scripts.shared.stored_runs import algorithm_class, check_fit, fitting
 from scripts.shared.warm_start import check_inputs, check_start
@@ -124,9 +124,16 @@ def go_on(cfg: DictConfig, algorithm: Algorithm, state: dict) -> None:
     with fitting(cfg.resume):
         algorithm.load_state_dict(state["agent"])
     before, now = state["logger"]["step"], algorithm.steps_done
-    if now and before != now:  # 0: a twin counts its log's decisions when it begins
+    if before != now:
+        changed = [line for line in changes(state["config"], cfg) if line.startswith(("env.", "algo."))]
         raise ValueError(
             f"resume={cfg.resume}: its {algorithm.iteration} iterations had {before:,} steps, and would have {now:,} "
-            "here: expected iterations of as many steps as there, by the same env.num_agents and algo.num_steps, or "
-            "algo.updates and algo.batch_size"
+            f"here: expected as many as there, got other settings: {'; '.join(changed) or 'none'}"
         )
+
+
+def changes(before: dict[str, Any], cfg: DictConfig) -> list[str]:
+    """Say which keys of a configuration a resumed run changes."""
+    old, new = flatten_keys(before), flatten_keys(to_dict(cfg, resolve=True))
+    keys = sorted((old.keys() | new.keys()) - {"resume"})
+    return [f"{key} was {old.get(key)}, is {new.get(key)}" for key in keys if old.get(key) != new.get(key)]

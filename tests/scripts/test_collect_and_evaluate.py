@@ -7,8 +7,10 @@ import json
 import pytest
 import torch
 
+from comparisons import identical
 from envs.offers.logs.schema import COLUMNS
 from rlcore.offline.log_files import read_log, write_log
+from rlcore.runs.checkpoint import load, save
 from script_runner import run as script
 from small_runs import OFFERS
 
@@ -99,14 +101,6 @@ def test_a_policy_is_trained_on_a_twin_of_the_log(folder):
     )
     assert done.returncode == 0, done.stderr
     assert {"calibration.png", "weeks.png", "drivers.png"} <= {path.name for path in (folder / "twin").iterdir()}
-    fit = ["algo=twin", "algo.twin.reference_size=500", "algo.twin.rounds=1", "device=cpu", "log=random.parquet"]
-    fit += ["algo.evaluation.uplift.replications=5", *PART[:2]]
-    one = script(folder, "train", *fit, "algo.members=1", "hydra.run.dir=one")
-    assert one.returncode == 0, one.stderr
-    done = script(folder, "train", *fit, "algo.members=2", "resume=one/checkpoint.pt", "hydra.run.dir=two")
-    assert done.returncode == 0, done.stderr  # as a fit that was stopped after its first member
-    first, again = (json.loads((folder / x / "metrics.json").read_text())["weeks"] for x in ("twin", "two"))
-    assert again == first
     assert len(json.loads((folder / "twin/metrics.json").read_text())["weeks"]) == 12
     on_base = [x.replace("env.population.", "env.population.base.") for x in OFFERS]
     done = script(
@@ -126,6 +120,45 @@ def test_a_policy_is_trained_on_a_twin_of_the_log(folder):
     )
     assert done.returncode == 0, done.stderr
     assert "members" not in json.loads((folder / "in_truth/metrics.json").read_text())
+
+
+@pytest.mark.long
+def test_a_stopped_twin_goes_on_in_its_own_folder_as_if_it_had_not_stopped(folder):
+    """What it had logged stays, and a log of another size, as of a shop's other sides, is refused."""
+    done = script(folder, "collect", *PART, "decisions=1920", "out=twin.csv")
+    assert done.returncode == 0, done.stderr
+    fit = ["algo=twin", "algo.twin.reference_size=500", "algo.twin.rounds=1", "device=cpu", "log=twin.csv"]
+    fit += ["algo.evaluation.uplift.replications=5", "logger=csv", *PART[:2]]
+    on = ["algo.members=2", "resume=stopped/checkpoint.pt"]
+    for overrides in (
+        ["algo.members=2", "hydra.run.dir=whole"],
+        ["algo.members=1", "hydra.run.dir=stopped"],  # as a fit that was stopped after its first member
+        [*on, "hydra.run.dir=stopped"],
+    ):
+        done = script(folder, "train", *fit, *overrides)
+        assert done.returncode == 0, done.stderr
+    whole, resumed = (load(str(folder / name / "checkpoint.pt")) for name in ("whole", "stopped"))
+    assert identical(resumed["agent"], whole["agent"]) and resumed["logger"]["step"] == whole["logger"]["step"]
+    whole_rows, rows = (fitted_rows(folder / name / "scalars.csv") for name in ("whole", "stopped"))
+    assert rows == whole_rows and len({row.partition(",")[0] for row in rows}) == 2
+    weeks, weeks_resumed = (
+        json.loads((folder / x / "metrics.json").read_text())["weeks"] for x in ("whole", "stopped")
+    )
+    assert weeks_resumed == weeks
+
+    resumed["logger"]["step"] -= 2
+    save(folder / "stopped/checkpoint.pt", resumed)
+    done = script(folder, "train", *fit, *on, "algo.clip=5", "hydra.run.dir=other")
+    assert done.returncode == 2 and done.stdout == ""
+    assert (
+        "had 2,758 steps, and would have 2,760 here: expected as many as there, got other settings: algo.clip was 20"
+        in done.stderr
+    )
+
+
+def fitted_rows(path) -> list[str]:
+    """Return the rows of a file of scalars that are not about time, nor about the test."""
+    return [row for row in path.read_text().splitlines()[1:] if "SPS" not in row and "test/" not in row]
 
 
 def test_bad_input_is_one_line(folder):

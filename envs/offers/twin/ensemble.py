@@ -88,7 +88,7 @@ class TwinEnsemble(OfflineAlgorithm):
         return [self.holdout, *(rule for rule in before if rule != self.holdout)]
 
     def split_customers(self, panel: Panel, names: list[str]) -> None:
-        """Choose the customers who are held out; `names` [N] are those of the panel's.
+        """Choose the customers who are held out, and count the others' decisions; `names` [N] are the panel's.
 
         All seasons of a customer are on one side. Whom an ensemble that the fit goes back to was fitted to is fitted to
         here too, and the report is about customers who stopped no fit: nobody else can judge. Raises ValueError where
@@ -103,6 +103,7 @@ class TwinEnsemble(OfflineAlgorithm):
                 f"log: {len(set(names))} customers are too few to hold some out: expected some on each side of "
                 "algo.holdout (which those of the twin in init= held out too), or larger shares"
             )
+        self.steps_per_iteration = int((self.weights()[:, self.fitted] > 0).sum())
 
     @property
     def panel(self) -> Panel:
@@ -167,7 +168,6 @@ class TwinEnsemble(OfflineAlgorithm):
         stopping_rows = self.validation.nonzero()[:, 0]
         self.fit_panel, self.fit_weight = self.panel[fit_rows], weight[:, fit_rows]
         self.validation_panel, self.validation_weight = self.panel[stopping_rows], weight[:, stopping_rows]
-        self.steps_per_iteration = int((self.fit_weight > 0).sum())
 
     def iterate(self, progress: float) -> dict[str, Tensor | float]:
         """Fit the next member; return the log-likelihood under it."""

@@ -97,7 +97,7 @@ class MarketAges:
         evaluators, self.old = [], []
         for stage in origin.seen:
             paths = [check_unchanged(origin.path, key, file) for key, file in stage["data"].items()]
-            with fitting(origin.path):
+            with fitting(origin.path, {"env": stage["config"]["env"]}):
                 env = instantiate_stored(stage["config"]["env"], origin.path)(device, stage["config"]["seed"])
                 env.load_fitted(origin.agent["env"])
             evaluators.append(env.evaluation(env))

@@ -39,7 +39,14 @@ def explained_input(error: Exception, config: Any) -> str | None:
         return of_key(error)
     if isinstance(error, (ValueError, OSError)):
         return in_one_line(error)
-    part = failed_part(error, config)
+    return explained_part(error, config)
+
+
+def explained_part(error: Exception, config: Any) -> str | None:
+    """Say which part of a configuration raised an error while it was built; None where none did, or the error says."""
+    if isinstance(error, InstantiationException):
+        return unbuilt(error) if isinstance(error.__cause__, TypeError) else None
+    part = None if isinstance(error, (ValueError, OSError)) else failed_part(error, config)
     return part and f"{part}: {named(error)}; {WHERE}"
 
 

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import torch
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -20,7 +19,10 @@ from rlcore.action_values import GreedyPolicy
 from rlcore.algorithm import Algorithm
 from rlcore.runs import checkpoint as checkpoints
 from scripts.shared.cli import to_dict
+from scripts.shared.explanations import explained_part
 from scripts.shared.overrides import key_of
+
+UNFIT = (KeyError, RuntimeError, TypeError, AttributeError)  # what restoring from a state raises that does not fit
 
 
 def algorithm_class(make_algorithm: partial[Algorithm]) -> type[Algorithm]:
@@ -43,14 +45,22 @@ def check_fit(make_algorithm: partial[Algorithm], env: Any) -> None:
 
 
 @contextmanager
-def fitting(path: str) -> Iterator[None]:
-    """Restore from a checkpoint in this context; raise ValueError where its configuration or kind of device differs."""
+def fitting(path: str, config: Any = None) -> Iterator[None]:
+    """Restore from a checkpoint in this context; raise ValueError where it does not fit, or where `config` is at fault.
+
+    `config` is the nested configuration of what is built in the context, if anything is. Its targets are imported, so
+    all must be admitted.
+    """
     try:
         yield
-    except (KeyError, RuntimeError, TypeError, AttributeError, InstantiationException) as error:
-        if isinstance(error, InstantiationException) and not isinstance(error.__cause__, TypeError):
-            raise
-        raise ValueError(f"{path}: does not fit this configuration or device: {str(error).splitlines()[0]}") from error
+    except Exception as error:
+        if part := explained_part(error, config or {}):
+            raise ValueError(f"{path}: its configuration, as the command line changes it: {part}") from error
+        if isinstance(error, UNFIT) and not isinstance(error, torch.OutOfMemoryError):
+            reason = " ".join(" ".join(str(error).splitlines()[:2]).split())  # PyTorch's has a line a tensor
+            kind = "without " if isinstance(error, KeyError) else ""
+            raise ValueError(f"{path}: does not fit this configuration or device: {kind}{reason}") from error
+        raise
 
 
 class Trained(NamedTuple):
@@ -89,7 +99,8 @@ def restored(
     admitted, and where it does not fit what was stored.
     """
     check_stored_ranges(config, CONF, path)
-    with fitting(path):  # a checkpoint of another version has other parameters
+    built = {key: config[key] for key in ("algo", "env") if key == "algo" or env is None}
+    with fitting(path, built):
         make_agent = instantiate_stored(config["algo"], path, trusted=trusted)
         if env is None:
             env = instantiate_stored(config["env"], path, trusted=trusted)(device, config["seed"])

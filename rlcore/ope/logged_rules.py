@@ -7,7 +7,7 @@ independently; where a unit's decisions are by both rules, they count as paired.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -32,10 +32,51 @@ from rlcore.uplift.mean_differences import (
 FEW = 30  # units of a rule below which its interval is not to be trusted
 ROUNDING = 1e-6  # of what units brought before: units that differ by less are alike
 
+Row = dict[str, Any]
+
 
 def less(rules: list[str]) -> str:
     """Name the row of the difference."""
     return f"{rules[0]} less {rules[1]}"
+
+
+class ComparedRules(NamedTuple):
+    """The N decisions of two rules, and the S steps in which the rules are compared."""
+
+    rules: list[str]  #: names; the first is judged
+    decided: list[Tensor]  #: which decisions are each rule's, in the steps that count, bool [N]
+    unit: Tensor  #: of each decision, int64 [N], numbered from 0
+    step: Tensor  #: of each decision, int64 [N], numbered from 0
+    weight: Tensor  #: of each step, float64 [S]; 0: not compared
+    names: ColumnNames
+
+    @classmethod
+    def of(cls, dataset: LoggedDataset, rules: list[str]) -> ComparedRules:
+        """Find the steps in which each rule decided for two units or more. Raises ValueError where there is none."""
+        unit = torch.unique(dataset.unit, return_inverse=True)[1]
+        step = torch.unique(torch.stack((dataset.episode, dataset.step)), dim=1, return_inverse=True)[1]
+        decided = [decided_by(dataset, rule) for rule in rules]
+        weight = weights_of_steps(step, decided, unit)
+        if not weight.any():
+            raise ValueError(
+                f"rules: expected a {dataset.names.step} in which {' and '.join(rules)} each decided for two "
+                f"{dataset.names.unit}s or more, got none"
+            )
+        decided = [by_rule & (weight[step] > 0) for by_rule in decided]
+        return cls(rules, decided, unit, step, weight, dataset.names)
+
+    @property
+    def steps_compared(self) -> int:
+        """Number of steps that are compared."""
+        return int((self.weight > 0).sum())
+
+    def mean(self, x: Tensor, of: Tensor) -> GroupMean:
+        """Return the mean of x [N] over some decisions, bool [N], standardised to the weights of steps."""
+        return standardized_mean(x, of, self.unit, self.step, self.weight)
+
+    def within(self, x: Tensor) -> list[Tensor]:
+        """Return each rule's x, of its own decisions alone, each less the rule's mean in the same step."""
+        return [less_cell_means(x[by_rule], self.step[by_rule]) for by_rule in self.decided]
 
 
 def compare_rules(
@@ -52,78 +93,80 @@ def compare_rules(
     if len(rules) != 2:
         raise ValueError(f"rules: expected two rules, as in rules=[a,b], got {len(rules)}")
     dataset = dataset.to("cpu")
-    kinds = {dataset.names.reward: dataset.gross_reward, dataset.names.cost: dataset.cost, NET: dataset.net_reward}
-    unit = torch.unique(dataset.unit, return_inverse=True)[1]
-    step = torch.unique(torch.stack((dataset.episode, dataset.step)), dim=1, return_inverse=True)[1]
-    decided = [decided_by(dataset, rule) for rule in rules]
-    weight = weights_of_steps(step, decided, unit)
-    if not weight.any():
-        raise ValueError(
-            f"rules: expected a {dataset.names.step} in which {' and '.join(rules)} each decided for two "
-            f"{dataset.names.unit}s or more, got none"
-        )
-    decided = [by_rule & (weight[step] > 0) for by_rule in decided]
-    past = None if before is None else past_of(before, decided, step)
-    rows = rows_of(rules, kinds, decided, unit, step, weight, level, past)
+    compared = ComparedRules.of(dataset, rules)
+    names = dataset.names
+    kinds = {names.reward: dataset.gross_reward, names.cost: dataset.cost, NET: dataset.net_reward}
+    past = None if before is None else past_of(before, compared)
+    rows = rows_of(compared, kinds, past, level)
     judged_row = list(rows.values())[-1]  # the adjusted difference, where there is one
-    columns: dict[str, Callable[[dict[str, Any]], str]] = {
-        "decisions": lambda row: "" if row["decisions"] is None else f"{row['decisions']:,}",
-        f"{dataset.names.unit}s": lambda row: "" if row["units"] is None else f"{row['units']:,}",
-    }
-    for kind in kinds:
-        columns[kind] = partial(format_number, kind)
-        columns[f"{kind}: from, to"] = partial(format_interval, kind)
-    compared = int((weight > 0).sum())
-    few = [
-        f"{rule} has {rows[rule]['units']} {dataset.names.unit}s, fewer than {FEW}: its intervals are not to be trusted"
-        for rule in rules
-        if rows[rule]["units"] < FEW
-    ]
-    alike = [] if before is None or past is None else balance(before, decided, unit, rules, dataset.names, level)
-    steps = f"{compared} of {len(weight)} {dataset.names.step}s: those with both rules, each by its number of decisions"
-    below = [*few, *notes, *alike, *([steps] if len(weight) > 1 else [])]
-    is_charged = not torch.equal(kinds[NET], kinds[dataset.names.reward])
-    judged = [dataset.names.reward, NET] if is_charged else [dataset.names.reward]
+    is_charged = not torch.equal(kinds[NET], kinds[names.reward])
+    judged = [names.reward, NET] if is_charged else [names.reward]
     said = [verdict(rules, kind, judged_row) for kind in judged]
+    alike = [] if before is None or past is None else balance(before, compared, level)
+    below = [*too_few(compared, rows), *notes, *alike, *steps_that_count(compared)]
     return Report(
-        title=f"what each rule's decisions brought, a decision; {level:.0%} intervals over {dataset.names.unit}s",
-        caption="\n".join([*said, power(judged_row, NET, dataset.names.unit, level), *below]),
+        title=f"what each rule's decisions brought, a decision; {level:.0%} intervals over {names.unit}s",
+        caption="\n".join([*said, power(judged_row, NET, names.unit, level), *below]),
         rows=rows,
-        columns=columns,
+        columns=columns_of(names, kinds),
         last=None,
-        extra={"verdicts": said, "notes": list(notes), "steps_compared": [compared, len(weight)]},
+        extra={
+            "verdicts": said,
+            "notes": list(notes),
+            "steps_compared": [compared.steps_compared, len(compared.weight)],
+        },
         plots={},
         judged=NET,
         what="rule",
     )
 
 
-def rows_of(
-    rules: list[str],
-    kinds: dict[str, Tensor],
-    decided: list[Tensor],
-    unit: Tensor,
-    step: Tensor,
-    weight: Tensor,
-    level: float,
-    past: Past | None,
-) -> dict[str, dict[str, Any]]:
+def rows_of(compared: ComparedRules, kinds: dict[str, Tensor], past: Past | None, level: float) -> dict[str, Row]:
     """Return a row of estimates for each rule, for their difference, and for the difference adjusted for the past."""
-    rows: dict[str, dict[str, Any]] = {
-        rule: {"decisions": int(by_rule.sum()), "units": len(torch.unique(unit[by_rule]))}
-        for rule, by_rule in zip(rules, decided)
+    rows: dict[str, Row] = {
+        rule: {"decisions": int(by_rule.sum()), "units": len(torch.unique(compared.unit[by_rule]))}
+        for rule, by_rule in zip(compared.rules, compared.decided)
     }
     for kind, x in kinds.items():
-        one, other = (standardized_mean(x, by_rule, unit, step, weight) for by_rule in decided)
-        differences = {less(rules): difference(one, other, level)}
+        one, other = (compared.mean(x, by_rule) for by_rule in compared.decided)
+        differences = {less(compared.rules): difference(one, other, level)}
         if past is not None:
-            parts = adjusted_parts(x.double(), past, decided, unit, step, weight)
-            differences[f"{less(rules)}, adjusted"] = total(parts, level)
-        for rule, mean in zip(rules, (one, other)):
+            parts = adjusted_parts(x.double(), past, compared)
+            differences[f"{less(compared.rules)}, adjusted"] = total(parts, level)
+        for rule, mean in zip(compared.rules, (one, other)):
             put(rows[rule], kind, mean_estimate(mean, level))
         for name, found in differences.items():
             put(rows.setdefault(name, {"decisions": None, "units": None}), kind, found)
     return rows
+
+
+def columns_of(names: ColumnNames, kinds: Iterable[str]) -> dict[str, Callable[[Row], str]]:
+    """Return the columns of the table, each with what it shows of a row."""
+    columns: dict[str, Callable[[Row], str]] = {
+        "decisions": lambda row: "" if row["decisions"] is None else f"{row['decisions']:,}",
+        f"{names.unit}s": lambda row: "" if row["units"] is None else f"{row['units']:,}",
+    }
+    for kind in kinds:
+        columns[kind] = partial(format_number, kind)
+        columns[f"{kind}: from, to"] = partial(format_interval, kind)
+    return columns
+
+
+def too_few(compared: ComparedRules, rows: dict[str, Row]) -> list[str]:
+    """Warn of rules that decided for few units."""
+    units = f"{compared.names.unit}s"
+    return [
+        f"{rule} has {rows[rule]['units']} {units}, fewer than {FEW}: its intervals are not to be trusted"
+        for rule in compared.rules
+        if rows[rule]["units"] < FEW
+    ]
+
+
+def steps_that_count(compared: ComparedRules) -> list[str]:
+    """Say how many steps are compared, where there are several."""
+    steps, name = len(compared.weight), f"{compared.names.step}s"
+    said = f"{compared.steps_compared} of {steps} {name}: those with both rules, each by its number of decisions"
+    return [said] if steps > 1 else []
 
 
 class Past(NamedTuple):
@@ -133,25 +176,22 @@ class Past(NamedTuple):
     varies: list[bool]  #: whether a rule's units differ in it, within steps and by more than rounding
 
 
-def past_of(before: Tensor, decided: list[Tensor], step: Tensor) -> Past | None:
+def past_of(before: Tensor, compared: ComparedRules) -> Past | None:
     """Return what units had brought, `before` [N], NaN where unknown; None where each rule's were alike.
 
     No slope can be told from units that were alike in each step, but for rounding.
     """
-    known = torch.stack(decided).any(0) & ~before.isnan()
+    known = torch.stack(compared.decided).any(0) & ~before.isnan()
     if not known.any():
         return None
     brought = before[known].double()
     spread = torch.where(before.isnan(), 0.0, before.double() - brought.mean())
     rounding = ROUNDING * brought.square().mean().sqrt()
-    within = [less_cell_means(spread, by_rule, step).square().mean().sqrt() for by_rule in decided]
-    varies = [bool(deviation > rounding) for deviation in within]
+    varies = [bool(within.square().mean().sqrt() > rounding) for within in compared.within(spread)]
     return Past(spread, varies) if any(varies) else None
 
 
-def adjusted_parts(
-    x: Tensor, past: Past, decided: list[Tensor], unit: Tensor, step: Tensor, weight: Tensor
-) -> list[GroupMean]:
+def adjusted_parts(x: Tensor, past: Past, compared: ComparedRules) -> list[GroupMean]:
     """Return the means whose sum is the difference of x [N] adjusted for the past (CUPED with Lin 2013's slopes).
 
     What units brought before is alike in both rules but by chance, so the difference keeps its mean and loses the part
@@ -162,28 +202,26 @@ def adjusted_parts(
     are estimated costs little with many units.
     """
     means, slopes = [], []
-    for by_rule, varies in zip(decided, past.varies):
-        within = less_cell_means(past.spread, by_rule, step)
+    for by_rule, varies, within in zip(compared.decided, past.varies, compared.within(past.spread)):
         slope = (within * x[by_rule]).sum() / within.square().sum() if varies else x.new_zeros(())
-        means.append(standardized_mean(x - slope * past.spread, by_rule, unit, step, weight))
+        means.append(compared.mean(x - slope * past.spread, by_rule))
         slopes.append(slope.item())
-    of_both = standardized_mean(past.spread, torch.stack(decided).any(0), unit, step, weight)
+    of_both = compared.mean(past.spread, torch.stack(compared.decided).any(0))
     return [means[0], means[1].times(-1), of_both.times(slopes[0] - slopes[1])]
 
 
-def less_cell_means(x: Tensor, by_rule: Tensor, step: Tensor) -> Tensor:
-    """Return a rule's x [n], each less the mean of the rule's decisions in the same step."""
-    x, step = x[by_rule], step[by_rule]
+def less_cell_means(x: Tensor, step: Tensor) -> Tensor:
+    """Return x [n], each less the mean of those in the same step [n]."""
     total = x.new_zeros(int(step.amax()) + 1).index_add_(0, step, x)
     return x - (total / step.bincount().clamp_min(1))[step]
 
 
-def format_number(kind: str, row: dict[str, Any]) -> str:
+def format_number(kind: str, row: Row) -> str:
     """Show the mean of a kind."""
     return f"{row[kind]:.4g}"
 
 
-def format_interval(kind: str, row: dict[str, Any]) -> str:
+def format_interval(kind: str, row: Row) -> str:
     """Show the interval of a kind."""
     low, high = row[f"{kind}_ci"]
     return f"{low:.4g}, {high:.4g}"
@@ -216,37 +254,36 @@ def weights_of_steps(step: Tensor, decided: list[Tensor], unit: Tensor) -> Tenso
     return weight / weight.sum().clamp_min(1)
 
 
-def power(row: dict[str, Any], kind: str, unit: str, level: float) -> str:
+def power(row: Row, kind: str, unit: str, level: float) -> str:
     """Say how large a true difference must be for 80 of 100 such tests to tell it from 0."""
     low, high = row[f"{kind}_ci"]
     found = found_with((high - low) / 2 / normal_quantile(level), level, power=0.8)
     return f"80 of 100 such tests would find a difference of {found:.3g}, and half of it with four times the {unit}s"
 
 
-def balance(
-    before: Tensor, decided: list[Tensor], unit: Tensor, rules: list[str], names: ColumnNames, level: float
-) -> list[str]:
+def balance(before: Tensor, compared: ComparedRules, level: float) -> list[str]:
     """Say whether the rules' units were alike before: a small p tells that the rules were not given them at random.
 
     Nothing is said where a rule has fewer than two units of which something is known.
     """
-    known = [by_rule & ~before.isnan() for by_rule in decided]
-    if any(len(torch.unique(unit[of_rule])) < 2 for of_rule in known):
+    known = [by_rule & ~before.isnan() for by_rule in compared.decided]
+    if any(len(torch.unique(compared.unit[of_rule])) < 2 for of_rule in known):
         return []
-    means = [group_mean(before, of_rule, unit) for of_rule in known]
+    means = [group_mean(before, of_rule, compared.unit) for of_rule in known]
     p = difference(means[0], means[1], level).p
-    brought = " and ".join(f"{rule} {mean.value:.4g}" for rule, mean in zip(rules, means))
-    return [f"before any of these decisions a {names.unit} brought a {names.step}: {brought} (p = {p:.2g})"]
+    brought = " and ".join(f"{rule} {mean.value:.4g}" for rule, mean in zip(compared.rules, means))
+    unit, step = compared.names.unit, compared.names.step
+    return [f"before any of these decisions a {unit} brought a {step}: {brought} (p = {p:.2g})"]
 
 
-def put(row: dict[str, Any], kind: str, found: Estimate) -> None:
+def put(row: Row, kind: str, found: Estimate) -> None:
     """Put an estimate into a row."""
     row[kind] = found.value
     row[f"{kind}_ci"] = [found.low, found.high]
     row[f"{kind}_p"] = found.p
 
 
-def verdict(rules: list[str], kind: str, row: dict[str, Any]) -> str:
+def verdict(rules: list[str], kind: str, row: Row) -> str:
     """Say whether the first rule was better."""
     low, high = row[f"{kind}_ci"]
     said = "better than" if low > 0 else "worse than" if high < 0 else "no better than"

@@ -34,7 +34,7 @@ def rollout_metrics(rollout: MailRollout, kl_coef: Tensor) -> dict[str, Tensor]:
     )
 
 
-def update_metrics(loss: Tensor, metrics: dict[str, Tensor], log_ratio: Tensor, mask: Tensor) -> dict[str, Tensor]:
+def micro_batch_metrics(loss: Tensor, metrics: dict[str, Tensor], log_ratio: Tensor, mask: Tensor) -> dict[str, Tensor]:
     """Return means over a micro-batch's tokens: the loss, the metrics of losses.ppo, π / π_old and its square.
 
     log_ratio [B, R] = log π − log π_old.
@@ -52,7 +52,7 @@ def update_metrics(loss: Tensor, metrics: dict[str, Tensor], log_ratio: Tensor, 
 
 
 class UpdateMetrics:
-    """Adds up the metrics of an update's micro-batches (`update_metrics`), weighted by their share of a minibatch."""
+    """Adds up `micro_batch_metrics` over an update, weighted by each micro-batch's share of its minibatch."""
 
     def __init__(self) -> None:
         self.totals: dict[str, Tensor] = {}

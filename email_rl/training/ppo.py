@@ -22,7 +22,7 @@ from torch import Tensor
 from email_rl.data.dataset import MailDataset
 from email_rl.models.policy import LanguageModelPolicy
 from email_rl.training.advantages import AdvantageEstimator
-from email_rl.training.diagnostics import UpdateMetrics, rollout_metrics, update_metrics, value_metrics
+from email_rl.training.diagnostics import UpdateMetrics, micro_batch_metrics, rollout_metrics, value_metrics
 from email_rl.training.language_model_algorithm import LanguageModelAlgorithm
 from email_rl.training.rollout import MailBatch, MailRollout
 from rlcore import losses
@@ -223,4 +223,4 @@ class LanguageModelPPO(LanguageModelAlgorithm):
             reference_log_ratio = torch.where(mask, batch.reference_log_prob - current.log_prob, 0.0)
             loss = loss + self.kl_controller.coef * losses.masked_mean(losses.kl_k3(reference_log_ratio), mask)
         (share * loss).backward()
-        return update_metrics(loss.detach(), metrics, (current.log_prob - batch.log_prob).detach(), mask)
+        return micro_batch_metrics(loss.detach(), metrics, (current.log_prob - batch.log_prob).detach(), mask)

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from configs import CONF, composed
+from envs.base import VectorEnv
 from scripts.example_shop import write_shop as write_shop
 
 ROOT = CONF.parent
@@ -31,6 +33,8 @@ HYDRA_FLAGS = {"--cfg", "--info", "-sc"}  # with their argument
 END_OF_COMMAND = {"&&", "||", "|", ";", ">", "${@:2}"}  # the last is what a shell script was given
 FOLDERS = "conf|crm_rl|docs|email_rl|envs|rlcore|scripts|tests"
 FILES_OF_USERS = ("shop/", "env/world/shop.yaml", "mine/", "my_algos.py")  # pages tell users to make them
+CHOICES_OF_USERS = ("shop", "shop_mails")
+FILE_ENDS = {"md", "py", "yaml", "csv", "parquet", "json", "html"}
 WITHOUT_CONFIG = {"example_shop", "summary"}  # take folders, and no overrides
 
 
@@ -183,6 +187,48 @@ def resolve(name: str) -> Any:
 def test_names_in_the_code_that_a_page_gives_exist(page):
     for name in re.findall(r"`((?:rlcore|envs|email_rl|scripts)\.[\w.]+)`", page.read_text()):
         resolve(name)
+
+
+def keys_of(node: Any) -> Iterator[str]:
+    """Yield the names of all keys in nested containers."""
+    if isinstance(node, dict):
+        yield from map(str, node)
+    for value in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        yield from keys_of(value)
+
+
+@pytest.fixture(scope="module")
+def known_keys() -> set[str]:
+    """Names of keys and groups in conf/, and what is at hand in the code as `env`."""
+    known = set(dir(VectorEnv))
+    for path in CONF.rglob("*.yaml"):
+        text = path.read_text()
+        packages = re.findall(r"@([\w.]+)", text)
+        known |= {*keys_of(yaml.safe_load(text)), *path.relative_to(CONF).parts, *".".join(packages).split(".")}
+    return known
+
+
+def unknown_keys(text: str, known: set[str]) -> list[str]:
+    """Return the keys below a group of conf/, and the choices of a group, that code in sentences names in vain."""
+    groups = "|".join(path.name for path in CONF.iterdir() if path.is_dir())
+    found = []
+    for code in re.findall(r"`([^`\n]+)`", text):
+        keys = re.findall(rf"(?<![\w./])((?:{groups})(?:\.\w+)+)(?![\w/])", code)
+        found += [key for key in keys if not set(key.split(".")[1:]) <= known | FILE_ENDS]
+        for group, choice in re.findall(r"(?<![\w./])([a-z_/]+)=([a-z]\w*(?:/\w+)*)(?=[\s,]|$)", code):
+            is_shipped = (CONF / group / f"{choice}.yaml").exists() or choice in ("null", *CHOICES_OF_USERS)
+            found += [] if is_shipped or not (CONF / group).is_dir() else [f"{group}={choice}"]
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_keys_and_choices_that_a_page_names_in_a_sentence_exist(page, known_keys):
+    assert not unknown_keys(page.read_text(), known_keys)
+
+
+def test_a_key_or_choice_that_does_not_exist_is_found(known_keys):
+    text = "`env.reward.trps` `algo.gamma`, `algo=ppo2` and `env/observation=belief`, `env.world.seasn=[1]` `ope.json`"
+    assert unknown_keys(text, known_keys) == ["env.reward.trps", "algo=ppo2", "env.world.seasn"]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

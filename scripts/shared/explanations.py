@@ -118,6 +118,8 @@ def uncomposed(error: HydraException, config_name: str) -> str:
         return f"{found[1]}: stands in the configuration; expected {found[1]}=VALUE, without a plus"
     if (found := re.match(r"Error merging override (.*)", text)) and error.__cause__:
         return f"{key_of(found[1])}: {str(error.__cause__).splitlines()[0]}"
+    if found := re.match(r"In '(.*)': Could not override '(.*)'\. No match", text):
+        return f"{found[1]}.yaml: chooses {found[2]}, which {config_name} does not have: expected a file without it"
     if found := re.match(r"Could not (?:override|delete from config\.) '(.*)'", text):
         return unknown(found[1], config_name)
     if isinstance(error, InstantiationException):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import pkgutil
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import fields, is_dataclass
 from difflib import SequenceMatcher
@@ -41,6 +42,13 @@ def overrides_first(arguments: list[str]) -> list[str]:
 def key_of(override: str) -> str:
     """Return what an override of the command line names."""
     return override.partition("=")[0].lstrip("+~")
+
+
+def check_nothing_is_trained() -> None:
+    """Raise ValueError where the command line names what is trained; an experiment may, and it goes unread."""
+    for override in HydraConfig.get().overrides.task:
+        if re.split(r"[./@]", key_of(override))[0] == "algo":
+            raise ValueError(f"{override}: nothing is trained here, expected no choice and no key of algo")
 
 
 def check_config(cfg: DictConfig) -> None:

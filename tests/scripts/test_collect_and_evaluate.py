@@ -123,6 +123,24 @@ def test_a_policy_is_trained_on_a_twin_of_the_log(folder):
 
 
 @pytest.mark.long
+def test_a_log_is_of_the_world_of_an_experiment_whatever_it_trains(folder):
+    """The jobs of an experiment that is a sweep have files of their own, or none is written."""
+    few = [*PART, "decisions=480", "env.evaluation.customers=30"]
+    world = ["experiment=full_information", "env.exploring_starts=0.25"]
+    for out, overrides in {"with_learner.csv": ["experiment=learner/full_information"], "world.csv": world}.items():
+        done = script(folder, "collect", *few, *overrides, f"out={out}")
+        assert done.returncode == 0, done.stderr
+    assert (folder / "with_learner.csv").read_bytes() == (folder / "world.csv").read_bytes()
+    done = script(folder, "collect", *few, "experiment=tradeoff", "out=sweep.csv", "env.reward.trips=0.0,1.0", "seed=1")
+    assert done.returncode == 2 and done.stderr.count("out=sweep.csv: each job of a sweep would write it") == 2
+    assert not (folder / "sweep.csv").exists()
+    own = ["env.reward.trips=0.0,1.0", "seed=1", "out=sweep_${hydra:job.num}.csv"]
+    done = script(folder, "collect", *few, "experiment=tradeoff", *own)
+    assert done.returncode == 0, done.stderr
+    assert (folder / "sweep_0.csv").read_bytes() != (folder / "sweep_1.csv").read_bytes()
+
+
+@pytest.mark.long
 def test_a_stopped_twin_goes_on_in_its_own_folder_as_if_it_had_not_stopped(folder):
     """What it had logged stays, and a log of another size, as of a shop's other sides, is refused."""
     done = script(folder, "collect", *PART, "decisions=1920", "out=twin.csv")

@@ -76,6 +76,9 @@ def test_a_broken_or_evil_file_is_one_line(folder, name):
         ("bench", ["benchmark=ope/selection", "~benchmark.pool"], "benchmark.pool: expected a value, which scripts."),
         ("uplift", ["~ab_test.level"], "ab_test.level: expected a value, which envs.ab_test"),
         ("import_sends", ["env.catalogue=null"], "env.catalogue: expected Catalogue, which "),
+        ("uplift", ["experiment=frontier"], "experiment/learner/full_information.yaml: chooses algo, which uplift "),
+        ("collect", ["algo=bandit", "out=x.csv"], "algo=bandit: nothing is trained here, expected no choice and no "),
+        ("import_sends", ["algo.gamma=0.5", "out=x.csv"], "algo.gamma=0.5: nothing is trained here, expected no choi"),
     ],
 )
 def test_what_no_class_can_be_given_is_one_line_of_every_script(tmp_path, script, overrides, says):

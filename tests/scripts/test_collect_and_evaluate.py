@@ -126,11 +126,10 @@ def test_a_policy_is_trained_on_a_twin_of_the_log(folder):
 def test_a_log_is_of_the_world_of_an_experiment_whatever_it_trains(folder):
     """The jobs of an experiment that is a sweep have files of their own, or none is written."""
     few = [*PART, "decisions=480", "env.evaluation.customers=30"]
-    world = ["experiment=full_information", "env.exploring_starts=0.25"]
-    for out, overrides in {"with_learner.csv": ["experiment=learner/full_information"], "world.csv": world}.items():
-        done = script(folder, "collect", *few, *overrides, f"out={out}")
+    for name in ("full_information", "learner/full_information"):
+        done = script(folder, "collect", *few, f"experiment={name}", f"out={name.partition('/')[0]}.csv")
         assert done.returncode == 0, done.stderr
-    assert (folder / "with_learner.csv").read_bytes() == (folder / "world.csv").read_bytes()
+    assert (folder / "learner.csv").read_bytes() == (folder / "full_information.csv").read_bytes()
     done = script(folder, "collect", *few, "experiment=tradeoff", "out=sweep.csv", "env.reward.trips=0.0,1.0", "seed=1")
     assert done.returncode == 2 and done.stderr.count("out=sweep.csv: each job of a sweep would write it") == 2
     assert not (folder / "sweep.csv").exists()

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import signal
+from contextlib import nullcontext
 
 import pytest
 import torch
 
 from comparisons import identical
+from crm_rl import train
 from envs.offers.logs.schema import COLUMNS
 from rlcore.offline.log_files import read_log, write_log
 from rlcore.runs.checkpoint import load, save
@@ -140,20 +143,18 @@ def test_a_log_is_of_the_world_of_an_experiment_whatever_it_trains(folder):
 
 
 @pytest.mark.long
-def test_a_stopped_twin_goes_on_in_its_own_folder_as_if_it_had_not_stopped(folder):
+def test_a_stopped_twin_goes_on_in_its_own_folder_as_if_it_had_not_stopped(folder, monkeypatch):
     """What it had logged stays, and a log of another size, as of a shop's other sides, is refused."""
     done = script(folder, "collect", *PART, "decisions=1920", "out=twin.csv")
     assert done.returncode == 0, done.stderr
-    fit = ["algo=twin", "algo.twin.reference_size=500", "algo.twin.rounds=1", "device=cpu", "log=twin.csv"]
-    fit += ["algo.evaluation.uplift.replications=5", "logger=csv", *PART[:2]]
-    on = ["algo.members=2", "resume=stopped/checkpoint.pt"]
-    for overrides in (
-        ["algo.members=2", "hydra.run.dir=whole"],
-        ["algo.members=1", "hydra.run.dir=stopped"],  # as a fit that was stopped after its first member
-        [*on, "hydra.run.dir=stopped"],
-    ):
-        done = script(folder, "train", *fit, *overrides)
-        assert done.returncode == 0, done.stderr
+    fit = ["algo=twin", "algo.members=2", "algo.twin.reference_size=500", "algo.twin.rounds=1", "device=cpu"]
+    fit += [f"log={folder / 'twin.csv'}", "algo.evaluation.uplift.replications=5", "logger=csv", *PART[:2]]
+    on = f"resume='{folder / 'stopped/checkpoint.pt'}'"
+    train(*fit, directory=folder / "whole")
+    with monkeypatch.context() as stopped, pytest.raises(SystemExit):  # after the first member
+        stopped.setattr("scripts.train.interrupts", lambda: nullcontext([signal.SIGINT]))
+        train(*fit, directory=folder / "stopped")
+    train(*fit, on, directory=folder / "stopped")
     whole, resumed = (load(str(folder / name / "checkpoint.pt")) for name in ("whole", "stopped"))
     assert identical(resumed["agent"], whole["agent"]) and resumed["logger"]["step"] == whole["logger"]["step"]
     whole_rows, rows = (fitted_rows(folder / name / "scalars.csv") for name in ("whole", "stopped"))
@@ -165,12 +166,10 @@ def test_a_stopped_twin_goes_on_in_its_own_folder_as_if_it_had_not_stopped(folde
 
     resumed["logger"]["step"] -= 2
     save(folder / "stopped/checkpoint.pt", resumed)
-    done = script(folder, "train", *fit, *on, "algo.clip=5", "hydra.run.dir=other")
-    assert done.returncode == 2 and done.stdout == ""
-    assert (
-        "had 2,758 steps, and would have 2,760 here: expected as many as there, got other settings: algo.clip was 20"
-        in done.stderr
-    )
+    with pytest.raises(
+        ValueError, match="had 2,758 steps, and would have 2,760 here: expected .*: algo.clip was 20.0, is"
+    ):
+        train(*fit, on, "algo.clip=5", directory=folder / "other")
 
 
 def fitted_rows(path) -> list[str]:

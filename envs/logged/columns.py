@@ -113,3 +113,28 @@ def refuse(path: str, name: str, wrong: np.ndarray, expected: str) -> None:
     """Raise ValueError, with the first row where `wrong` holds."""
     if wrong.any():
         raise ValueError(f"{path}: row {int(wrong.argmax()) + 2}, column '{name}': expected {expected}")
+
+
+def in_order(
+    columns: Columns, week: str | None, unit: np.ndarray, row: np.ndarray, path: str
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the order of rows [R] by unit and week; in this order each row's step, and whether the next goes on.
+
+    `week` names the column; None: each row is for itself. `row` [R] are the rows' places in the file. Raises ValueError
+    where a unit has two rows of one week.
+    """
+    rows = len(row)
+    follows = np.zeros(rows, dtype=bool)
+    if week is None:
+        return np.arange(rows), np.zeros(rows, dtype=np.int64), follows
+    order = np.lexsort((columns[week], unit))
+    weeks, is_same = columns[week][order], unit[order][1:] == unit[order][:-1]
+    if (repeated := is_same & (weeks[1:] == weeks[:-1])).any():
+        one = int(repeated.argmax())
+        raise ValueError(
+            f"{path}: rows {row[order][one]}, {row[order][one + 1]}, column '{week}': expected one decision a customer "
+            "and week"
+        )
+    follows[:-1] = is_same
+    first = np.maximum.accumulate(np.where(np.r_[True, ~is_same], np.arange(rows), 0))
+    return order, np.arange(rows) - first, follows

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from envs.base import VectorEnv
 from envs.logged.actions import ActionNames, to_text
-from envs.logged.columns import LogColumns
+from envs.logged.columns import LogColumns, in_order
 from envs.offers.populations.base import hash_uniform
 from envs.offers.populations.feature_transform import FeatureTransform
 from envs.tables.column_kinds import Columns
@@ -202,23 +202,9 @@ class LoggedEnv(VectorEnv):
                 f"{path}: {named_rows(torch.from_numpy(broken), torch.from_numpy(row))}: "
                 f"'{self.action_names.name(action[broken][0])}' is not possible by env.allowed"
             )
-        order = np.arange(rows)
-        step = np.zeros(rows, dtype=np.int64)
-        follows = np.zeros(rows, dtype=bool)  # whether a customer's next decision is in the next row
-        if "week" in self.roles:
-            week = columns[self.roles["week"]]
-            order = np.lexsort((week, unit))
-            is_same = unit[order][1:] == unit[order][:-1]
-            if (repeated := is_same & (week[order][1:] == week[order][:-1])).any():
-                one = int(repeated.argmax())
-                raise ValueError(
-                    f"{path}: rows {row[order][one]}, {row[order][one + 1]}, column '{self.roles['week']}': expected "
-                    "one decision a customer and week"
-                )
-            follows[:-1] = is_same
-            first = np.maximum.accumulate(np.where(np.r_[True, ~is_same], np.arange(rows), 0))
-            step = np.arange(rows) - first
-        episode = np.zeros(rows, dtype=np.int64) if "week" in self.roles else np.arange(rows)
+        has_weeks = "week" in self.roles
+        order, step, follows = in_order(columns, self.roles.get("week"), unit, row, path)
+        episode = np.zeros(rows, dtype=np.int64) if has_weeks else np.arange(rows)
 
         policies, policy = (Path(path).stem,), np.zeros(rows, dtype=np.int64)
         if "rule" in self.roles:
@@ -252,8 +238,8 @@ class LoggedEnv(VectorEnv):
             reward=column("reward", 0.0).float(),
             cost=column("cost", 0.0).float(),
             terminal_value=zeros,
-            next_obs=obs[then] if "week" in self.roles else None,
-            next_action_mask=action_mask[then] if "week" in self.roles else None,
+            next_obs=obs[then] if has_weeks else None,
+            next_action_mask=action_mask[then] if has_weeks else None,
             terminated=ends,
             truncated=torch.zeros(rows, dtype=torch.bool),
         )

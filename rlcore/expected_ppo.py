@@ -159,8 +159,8 @@ class ExpectedPPO(OnPolicyAlgorithm):
         log_prob, advantage, mean = self.back_up(rollout.obs, rollout.action_mask, visited, next_values)
         value = at_states(values, visited[..., None])[..., 0]
         target = returns.lambda_targets(mean, value, self.gamma * self.td_lambda)
-        drawn, drawn_target = self.target_of_drawn_states(rollout, visited, next_values)
-        state = torch.cat((visited[..., None], drawn), -1)
+        drawn, drawn_targets = self.targets_in_drawn_states(rollout, visited, next_values)
+        state = torch.stack((visited, *drawn), -1)
         # 3. The policy learns from steps with a choice. The critic learns from all steps, until they leave, of agents
         # that had a choice in some step. The policy decides nothing for other agents, such as those held out.
         has_choice = rollout.action_mask.flatten(2).sum(-1) > 1
@@ -176,7 +176,7 @@ class ExpectedPPO(OnPolicyAlgorithm):
             critic_obs=critic_obs,
             state=state,
             value=at_states(values, state),
-            target=torch.cat((target[..., None], drawn_target), -1),
+            target=torch.stack((target, *drawn_targets), -1),
             counts=counts[..., None].expand_as(state),
         )
         return (
@@ -184,18 +184,24 @@ class ExpectedPPO(OnPolicyAlgorithm):
             CriticBatch(*(column.flatten(0, 1) for column in critic_batch)),
         )
 
-    def target_of_drawn_states(self, rollout: Rollout, visited: Tensor, next_values: Tensor) -> tuple[Tensor, Tensor]:
-        """Draw states of all steps, and back the next states' values up to them; return both, [T, N, J − 1].
+    def targets_in_drawn_states(
+        self, rollout: Rollout, visited: Tensor, next_values: Tensor
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Draw `drawn_states` states of every step, and back the next states' values up to them; [T, N] each.
 
         No trajectory begins in a drawn state, so the critic's target is the one-step backup.
         """
-        shape = (*visited.shape, self.drawn_states)
-        drawn = torch.randint(self.lookahead.num_states, shape, generator=self.generator, device=visited.device)
-        target = torch.empty_like(drawn, dtype=next_values.dtype)
-        for j, state in enumerate(drawn.unbind(-1)):
+        num_states, device = self.lookahead.num_states, visited.device
+        states = [
+            torch.randint(num_states, visited.shape, generator=self.generator, device=device)
+            for _ in range(self.drawn_states)
+        ]
+        targets = []
+        for state in states:
             obs, action_mask = self.lookahead.as_if_in(state, rollout.obs, rollout.action_mask)
-            target[..., j] = self.back_up(obs, action_mask, state, next_values)[2]
-        return drawn, target
+            _, _, mean = self.back_up(obs, action_mask, state, next_values)
+            targets.append(mean)
+        return states, targets
 
     def back_up(
         self, obs: Tensor, action_mask: Tensor, state: Tensor, next_values: Tensor

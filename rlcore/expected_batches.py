@@ -1,4 +1,4 @@
-"""What PPO on expected advantages learns from: batches of B steps, and of the states that agents may be in at them."""
+"""What PPO on expected advantages learns from: B steps for the policy; for the critic, J states of each step."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class CriticBatch(NamedTuple):
     """B steps for the critic to learn from, each in J states: the visited one, and those that were drawn."""
 
     critic_obs: Tensor  #: the same in all states, [B, C]
-    state: Tensor  #: int64 [B, J], S for an agent that has left
+    state: Tensor  #: number of the state, from 0 to S − 1, or S: the agent has left; int64 [B, J]
     value: Tensor  #: the critic's values of the states, computed before the update, [B, J]
     target: Tensor  #: [B, J]
     counts: Tensor  #: whether the state is learned from, bool [B, J]

@@ -4,9 +4,9 @@ Expected policy gradients (Ciosek and Whiteson 2018), or the mean actor-critic (
 surrogate. A LookaheadEnv (envs/base.py) gives each action's expected reward and next states, and a critic values these
 states. In training the critic may observe what the policy does not (asymmetric actor-critic: Pinto et al. 2018).
 Shapes: T steps of an episode, N agents, P = Π nvec actions of an agent (combinations of its heads), S states of an
-agent, D and C columns that policy and critic observe, B rows of a batch or a minibatch. K futures, the versions of what
-a critic may observe next: under a contact cap K = 2 (without and with a contact), because the action changes that
-observation as well as the next state. K = 1 where the action affects nothing but the next state.
+agent, D and C columns that policy and critic observe, B rows of a batch or a minibatch. A future is one version of what
+a critic may observe next; there are K. K = 1 where an action affects the next state alone. K = 2 under a contact cap
+(without and with a contact), where an action affects the critic's next observation too.
 """
 
 from __future__ import annotations
@@ -38,10 +38,11 @@ class ExpectedPPO(OnPolicyAlgorithm):
     exponential moving average of the weights. The average decays by the factor `average_decay` per minibatch, and is
     corrected for its bias towards the initial weights.
 
-    The critic learns the value of the state that each step visits. Where observations show the state, it also learns
-    the values of `drawn_states` further states of each step, drawn uniformly, by their one-step backup: a policy that
-    contacts an agent at nearly every step never visits its rested states, and would not learn what rest is worth. Where
-    observations hide the state, they have memories that a drawn state would contradict, so no state is drawn.
+    The critic learns the value of the state that each step visits. Where observations show the state, the critic also
+    learns the values of `drawn_states` further states of each step. These are drawn uniformly, and their target is the
+    one-step backup. A policy that contacts an agent at nearly every step never visits the agent's rested states, so
+    that without drawn states the critic would not learn what rest is worth. Where observations hide the state, they
+    tell of the past. A drawn state would contradict them, so no state is drawn.
 
     Raises ValueError if the environment has no lookahead, if its rewards are not shaped, if its episodes differ in
     length, or if the network is no actor.
@@ -147,8 +148,9 @@ class ExpectedPPO(OnPolicyAlgorithm):
     def compute_advantages(self, rollout: Rollout) -> tuple[PolicyBatch, CriticBatch]:
         """Compute the expected advantages of all actions of every step, and the critic's targets."""
         lookahead = self.lookahead
-        # 1. The critic's values of all states [T, N, S], of the state that each agent is in [T, N], and of the next
-        #    step's states in each of K futures [K, T − 1, N, S]. With K = 1 the latter are already in `values`.
+        # 1. `visited` are the states that agents are in, [T, N]. `values` are the critic's values of all states,
+        #    [T, N, S], and `next_values` those of the next step's states in each of K futures, [K, T − 1, N, S]. With
+        #    K = 1 these are a part of `values`.
         critic_obs = lookahead.critic_obs(rollout.obs)
         visited = lookahead.visited_states()
         values = self.critic(critic_obs)
@@ -161,8 +163,8 @@ class ExpectedPPO(OnPolicyAlgorithm):
         target = returns.lambda_targets(mean, value, self.gamma * self.td_lambda)
         drawn, drawn_targets = self.targets_in_drawn_states(rollout, visited, next_values)
         state = torch.stack((visited, *drawn), -1)
-        # 3. The policy learns from steps with a choice. The critic learns from all steps, until they leave, of agents
-        # that had a choice in some step. The policy decides nothing for other agents, such as those held out.
+        # 3. The policy learns from steps with a choice. The critic learns from agents that had a choice in some step,
+        #    from all steps until the agent leaves. The policy decides nothing for other agents, such as those held out.
         has_choice = rollout.action_mask.flatten(2).sum(-1) > 1
         counts = (visited < lookahead.num_states) & has_choice.any(0)
         policy_batch = PolicyBatch(
@@ -187,7 +189,7 @@ class ExpectedPPO(OnPolicyAlgorithm):
     def targets_in_drawn_states(
         self, rollout: Rollout, visited: Tensor, next_values: Tensor
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Draw `drawn_states` states of every step, and back the next states' values up to them; [T, N] each.
+        """Draw `drawn_states` states for every step; return them and the one-step backup of each, [T, N] each.
 
         No trajectory begins in a drawn state, so the critic's target is the one-step backup.
         """

@@ -127,8 +127,8 @@ def ppo(
     """Return PPO's loss (Schulman et al. 2017, eq. 9), and detached diagnostics.
 
     All tensors up to `value_mask` have one shape. `mask` marks the samples that the policy learns from, such as those
-    with several valid actions. Policy loss, entropy, KL and clip fraction are means over these samples, times `weight`:
-    the number of such samples in this process, divided by the mean number per process. The average over processes is
+    with several valid actions. Policy loss, entropy, KL and clip fraction are means over these samples, times `weight`.
+    `weight` is the number of these samples in this process, divided by the mean number per process. The average over processes is
     then the mean over all samples. The value loss is a mean over `value_mask`.
     """
     log_ratio = log_prob - old_log_prob

@@ -24,7 +24,8 @@ class OffersEnv(CustomerEnv):
 
     The reward is A⁰ − price·spend, in money: A⁰ is the expected effect of the week's action on the profit of this and
     all later weeks, if nobody is contacted later. Without shaping the reward is r − price·spend, where r is the week's
-    profit. In the last week, when all episodes end, V_end is then added: the value of a customer after the season.
+    profit, and in the season's last week, in which all episodes end, V_end is added: the value of a customer after the
+    season.
     """
 
     info_keys = ("redeemed", "contacted", "trips", "spend", "reward", "profit", "churned")
@@ -53,7 +54,7 @@ class OffersEnv(CustomerEnv):
         self.seen_features.update(self.features)
         self.contact_policy = self.contact_rules.policy(sample)
         self.week = 0
-        self.passed: PassedWeek | None = None  # the last week, where the view hides the state
+        self.passed: PassedWeek | None = None  # the previous week, where the view needs a memory
         self.memory = self.codec.start_memory(self.features)
         self._prepare_responses(sample)
         self.uniforms = torch.rand(self.episode_length, UNIFORMS, n, generator=self.generator, device=self.device)

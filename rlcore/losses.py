@@ -128,8 +128,8 @@ def ppo(
 
     All tensors up to `value_mask` have one shape. `mask` marks the samples that the policy learns from, such as those
     with several valid actions. Policy loss, entropy, KL and clip fraction are means over these samples, times `weight`.
-    `weight` is the number of these samples in this process, divided by the mean number per process. The average over processes is
-    then the mean over all samples. The value loss is a mean over `value_mask`.
+    `weight` is the number of these samples in this process, divided by the mean number per process. The average over
+    processes is then the mean over all samples. The value loss is a mean over `value_mask`.
     """
     log_ratio = log_prob - old_log_prob
     policy_term = weight * policy_loss(log_ratio, advantage, clip, mask)

@@ -144,7 +144,7 @@ def test_a_log_is_of_the_world_of_an_experiment_whatever_it_trains(folder):
 
 @pytest.mark.long
 def test_a_stopped_twin_goes_on_in_its_own_folder_as_if_it_had_not_stopped(folder, monkeypatch):
-    """What it had logged stays, and a log of another size, as of a shop's other sides, is refused."""
+    """What it had logged stays. Another number of members, and a log of another size, are refused."""
     done = script(folder, "collect", *PART, "decisions=1920", "out=twin.csv")
     assert done.returncode == 0, done.stderr
     fit = ["algo=twin", "algo.members=2", "algo.twin.reference_size=500", "algo.twin.rounds=1", "device=cpu"]
@@ -164,6 +164,8 @@ def test_a_stopped_twin_goes_on_in_its_own_folder_as_if_it_had_not_stopped(folde
     )
     assert weeks_resumed == weeks
 
+    with pytest.raises(ValueError, match="algo.members: expected 2, .*, got 3"):
+        train(*fit, on, "algo.members=3", directory=folder / "other")
     resumed["logger"]["step"] -= 2
     save(folder / "stopped/checkpoint.pt", resumed)
     with pytest.raises(

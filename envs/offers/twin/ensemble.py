@@ -243,7 +243,12 @@ class TwinEnsemble(OfflineAlgorithm):
         return fit_drift(earlier.mean(0), now.mean(0), panel.logged, panel.time, panel.customer, since)
 
     def load_state_dict(self, state: dict) -> None:
-        """Restore the result of `state_dict`, to fit on."""
+        """Restore the result of `state_dict`, to fit on. Raises ValueError where its customers were drawn otherwise."""
+        if (before := len(state["members"])) != len(self.members):
+            raise ValueError(
+                f"algo.members: expected {before}, among whom the fit that goes on has divided the customers, got "
+                f"{len(self.members)}"
+            )
         if state["earlier"]:
             self.start_from(state["earlier"])
         if state["holdouts"] != self.holdouts:

@@ -481,6 +481,17 @@ def test_all_members_together_have_each_customer_equally_often():
     assert (drawn(1) == 1).all()
 
 
+@pytest.mark.parametrize(("before", "now"), [(1, 3), (3, 1)])
+def test_a_fit_goes_on_with_as_many_members_as_it_began_with(before, now):
+    """Or no longer would all members together have each customer equally often."""
+    env, _ = unseen_log(2)
+    state = twin(env, members=before).state_dict()
+    with pytest.raises(ValueError, match=f"algo.members: expected {before}, .*, got {now}"):
+        twin(env, members=now).load_state_dict(state)
+    twin(env, members=before).load_state_dict(state)
+    twin(env, members=now).start_from(state | {"iteration": 1})  # another fit, which divides the customers anew
+
+
 def test_a_log_with_states_is_fitted_with_them():
     env, log = random_log(60)
     model = twin(env)

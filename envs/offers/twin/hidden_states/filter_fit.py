@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator
 from functools import partial
 
@@ -12,6 +13,8 @@ from torch import Tensor
 from envs.offers.logs.panel import Panel
 from envs.offers.populations.base import theta_from_matrix
 from envs.offers.twin.hidden_states.fisher_scoring import (
+    EXPECTED_GAIN,
+    Climb,
     Scores,
     climb,
     coefficients,
@@ -180,12 +183,18 @@ class FilterFit:
             return self.scores(member, alpha_spread * log_sd.detach().exp(), world, panel, weight)
 
         prior, center = self.prior_precision(member, penalty), self.prior_center(member)
-        at, passes = climb(scores_at, coefficients(member, log_sd), prior, center, self.passes)
-        set_coefficients(member, log_sd, at)
+        end = climb(scores_at, coefficients(member, log_sd), prior, center, self.passes)
+        warn_below_maximum(end)
+        set_coefficients(member, log_sd, end.at)
         found = alpha_spread * log_sd.detach().exp()
         member.alpha_sd.copy_(found * (self.nodes > 1))  # one node: features tell α
         held_out_likelihood = self.log_likelihood(member, found, world, held_out, held_out_weight)
-        return {"twin/held_out": held_out_likelihood, "twin/alpha_sd": member.alpha_sd.clone(), "twin/passes": passes}
+        return {
+            "twin/held_out": held_out_likelihood,
+            "twin/alpha_sd": member.alpha_sd.clone(),
+            "twin/passes": end.passes,
+            "twin/gain": end.gain,
+        }
 
     def descend(
         self,
@@ -220,6 +229,16 @@ class FilterFit:
             torch.nn.utils.clip_grad_norm_([*member.parameters(), log_sd], MAX_GRADIENT_NORM)
             optimizer.step()
             schedule.step()
+
+
+def warn_below_maximum(end: Climb) -> None:
+    """Print a warning where the passes ran out before the maximum."""
+    if not end.gain < EXPECTED_GAIN:
+        print(
+            f"warning: algo.twin.hidden_states.passes={end.passes} ended a fit below its maximum: one more step "
+            f"promises a gain of {end.gain:.3g} in log-likelihood, expected less than {EXPECTED_GAIN:g}",
+            file=sys.stderr,
+        )
 
 
 def shuffled_batches(rows: Tensor, size: int, generator: torch.Generator) -> Iterator[Tensor]:

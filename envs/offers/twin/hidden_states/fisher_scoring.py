@@ -9,6 +9,7 @@ sd.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -22,7 +23,9 @@ from envs.offers.twin.structural_model import ParameterNetwork
 SeasonLikelihood = Callable[[Tensor, Tensor, Panel, Tensor], Tensor]
 
 
-EXPECTED_GAIN = 1.0  # of the log-likelihood, below which a climb ends: 1.4 sds of the posterior over all coefficients
+# gain of the log-posterior below which a climb ends; at this gain the step is √2 posterior sds long, over all
+# coefficients together, which may be one coefficient's
+EXPECTED_GAIN = 1.0
 
 
 class Scores(NamedTuple):
@@ -112,25 +115,35 @@ def scoring_step(found: Scores, at: Tensor, prior: Tensor, center: Tensor) -> tu
     return step, 0.5 * (slope @ step).item()
 
 
-def climb(
-    scores_at: Callable[[Tensor], Scores], start: Tensor, prior: Tensor, center: Tensor, passes: int
-) -> tuple[Tensor, int]:
-    """Return the coefficients [P] of the greatest posterior density on the way of Fisher scoring, and the passes made.
+class Climb(NamedTuple):
+    """Where a climb ended."""
+
+    at: Tensor  # the highest coefficients, float64 [P]
+    passes: int  # made
+    gain: float  # of the log-posterior, which one more step from there promises
+
+
+def climb(scores_at: Callable[[Tensor], Scores], start: Tensor, prior: Tensor, center: Tensor, passes: int) -> Climb:
+    """Climb to the greatest posterior density by Fisher scoring, from coefficients `start` [P].
 
     A pass takes the scores at some coefficients, the first at `start`, and there are at most `passes`. From the highest
     so far the next are a scoring step away, and half as far after each pass that is no higher. The way ends where a
-    step expects a gain of less than EXPECTED_GAIN.
+    step promises a gain of less than EXPECTED_GAIN, or with the last pass. Raises ValueError where the density at
+    `start` is no number.
     """
-    best, highest, step, made = start, -torch.inf, torch.zeros_like(start), 0
-    while made < passes:
+    best, highest, gain, step, made = start, -torch.inf, torch.inf, torch.zeros_like(start), 0
+    while made < passes and not gain < EXPECTED_GAIN:
         at, made = best + step, made + 1
         found = scores_at(at)
         height = (found.log_likelihood - 0.5 * (prior * (at - center).square()).sum()).item()
+        if made == 1 and not math.isfinite(height):
+            raise ValueError(
+                "log: the likelihood is no number; expected outcomes that the world can bring, or a lower "
+                "algo.twin.hidden_states.lr"
+            )
         if not height > highest:
             step = step / 2
             continue
         best, highest = at, height
         step, gain = scoring_step(found, at, prior, center)
-        if gain < EXPECTED_GAIN:
-            break
-    return best, made
+    return Climb(best, made, gain)

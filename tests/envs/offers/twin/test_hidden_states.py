@@ -426,6 +426,19 @@ def test_a_fit_goes_on_from_another_in_fewer_steps():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("passes", "is_warned_of"), [(1, True), (30, False)])
+def test_a_fit_that_ran_out_of_passes_is_warned_of(passes, is_warned_of, capsys):
+    env, log = unseen_log(60)
+    model = twin(env, twin={"hidden_states": {"steps": 2, "passes": passes, "nodes": 1}})
+    model.set_dataset(log)
+    model.setup(None, lambda: False)
+    metrics = model.iterate(0.0)
+    assert (metrics["twin/gain"] > EXPECTED_GAIN) == is_warned_of
+    warning = f"warning: algo.twin.hidden_states.passes={passes} ended a fit below its maximum"
+    assert (warning in capsys.readouterr().err) == is_warned_of
+
+
+@pytest.mark.slow
 def test_alpha_may_be_left_to_the_priors_where_a_fit_goes_on_from_another():
     env, log = unseen_log(60)
     small = {"hidden_states": {"steps": 2, "passes": 2, "nodes": 2}}

@@ -57,11 +57,13 @@ def assigned_weeks(
     arm[:, had_left(log, arm, has_both)] = -1
     moved = planned.moved(has_both)
     is_in_test = np.isin(arm[has_both], number).any(0)
+    has_other_lots = HOLDOUT in number and not planned.holds_out_by_lot(has_both)
     arm[:, moved] = -1
     in_arm = [(arm[has_both] == k).any(0) for k in number]
     notes = [left_of(rule, its, log) for rule, its in zip(rules, in_arm)]
     shares = planned.shares_of_the_unmoved(has_both, moved)
-    if shares is not None and all(shares[rule] > 0 for rule in rules):  # else the lots are another program's
+    # else the lots are another program's, or the package's own holdout is of other lots and of no known share
+    if shares is not None and all(shares[rule] > 0 for rule in rules) and not has_other_lots:
         notes.append(sizes(rules, [int(its.sum()) for its in in_arm], [shares[rule] for rule in rules]))
     if (moved & is_in_test).any():
         notes.append(f"{int((moved & is_in_test).sum()):,} customers are of two arms in these plans: left out")
@@ -137,6 +139,11 @@ class PlannedArms(NamedTuple):
         if moved.any() and not self.follows_lots[weeks].all():
             moved |= self.given[weeks][0] < 0
         return moved
+
+    def holds_out_by_lot(self, weeks: np.ndarray) -> bool:
+        """Whether in some weeks, bool [W], the holdout is that of the plans' lots, and nobody's by contact rules."""
+        given, by_lot = self.given[weeks], self.by_lot[weeks]
+        return bool(((given == HOLDOUT) == (by_lot == HOLDOUT))[given >= 0].all())
 
     def shares_of_the_unmoved(self, weeks: np.ndarray, moved: np.ndarray) -> dict[str, float] | None:
         """Return which shares of all customers have the same arm in all of some weeks, bool [W], by the arm's name.

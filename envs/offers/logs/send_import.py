@@ -146,7 +146,8 @@ class Sends:
         is_after = moment > (np.inf if until is None else until)
         is_new = (moment > calendar.sends_to if old else moment >= calendar.start) & ~is_after
         if old is None and not is_new.any():
-            raise ValueError(f"{self.sends.path}: expected a send to begin a log with, got none")
+            cut = f" up to sends.until, {self.until}," if is_after.any() else ""
+            raise ValueError(f"{self.sends.path}: expected a send{cut} to begin a log with, got none")
         sends_to = calendar.last_of(moment, until)
         weeks = weeks_to(sends_to, self.sends, moment, calendar)
 
@@ -230,13 +231,13 @@ class Sends:
     def _customers(self, table: Table, index: dict[str, int], is_after: np.ndarray) -> np.ndarray:
         """Return the customers of R rows, −1 where the customer table lacks one, or a row is after `sends.until`.
 
-        There must be one whom the table has; `is_after` is bool [R].
+        Of the other rows there must be one whose customer the table has; `is_after` is bool [R].
         """
         texts = table.columns["customer"].tolist()
         found = np.fromiter((index.get(x, -1) for x in texts), dtype=np.int64, count=len(texts))
-        lacks, what = found < 0, table.where.replace("sends.", "")
+        lacks, what = (found < 0) & ~is_after, table.where.replace("sends.", "")
         if lacks.any():
-            if lacks.all():
+            if lacks[~is_after].all():
                 table.refuse("customer", lacks, f"an id of the customer table, such as {next(iter(index))}", shows=True)
             row = int(lacks.argmax())
             why = f"went to customers whom the customer table lacks, such as '{texts[row]}' in row {row + 2}"

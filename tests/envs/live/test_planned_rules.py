@@ -15,6 +15,7 @@ from envs.live.plan.arms import ARMS, BAU, HOLDOUT, RL, Arms
 from envs.live.planned_rules import assigned_weeks, margin_before
 from envs.offers.logs.customer_weeks import CustomerWeeks
 from envs.offers.logs.send_log import Calendar
+from envs.offers.populations.base import hash_uniform
 from plan_files import HALF, write_plan
 from rlcore.ope.logged_rules import compare_rules
 from stand_in_package import CATALOGUE
@@ -224,6 +225,19 @@ def test_shares_that_changed_give_the_sizes_of_those_who_did_not_move(tmp_path, 
     write_plan(tmp_path, 3, dict(zip(ids, arm.tolist())), Arms(4, 0.1, 0.3, 0.6))
     notes = assigned_weeks(log(ids, 4), CALENDAR, CATALOGUE, rules, tmp_path).notes
     assert not [note for note in notes if note.startswith("customers: ")]  # the lots were drawn anew
+
+
+def test_a_package_that_holds_out_by_other_lots_has_a_holdout_of_no_known_size(tmp_path):
+    """The contact rules hold out a twentieth by their own lots, beside the twentieth of the plan's."""
+    ids = [f"K{k}" for k in range(4000)]
+    shares = Arms(3, 0.05, 0.01, 0.5)
+    arm = shares.of(ids, hash_uniform(ids, 7).numpy() < 0.05)
+    for week in (1, 2):
+        write_plan(tmp_path, week, dict(zip(ids, arm.tolist())), shares)
+    for rule in ("rl", "random"):
+        notes = assigned_weeks(log(ids, 4), CALENDAR, CATALOGUE, [rule, "holdout"], tmp_path).notes
+        assert not [note for note in notes if note.startswith("customers: ")]
+    assert sizes_of(assigned_weeks(log(ids, 4), CALENDAR, CATALOGUE, ["rl", "bau"], tmp_path))[1] > 0.01
 
 
 def test_purchases_that_are_known_of_sends_alone_compare_no_arms(tmp_path):

@@ -96,11 +96,51 @@ def test_after_a_restore_nothing_is_sent_twice(tmp_path):
         page["send_plan"](ledger, path, 48, 10.9, mail)
     (tmp_path / "copy.db").rename(tmp_path / "restored.db")
     restored = page["open_money"](tmp_path / "restored.db")
-    assert page["reserve_sent"](restored, path, 48, 10.9, set(went), set()) == {"reserved": 3}
-    assert page["reserve_sent"](restored, path, 48, 10.9, set(went), set()) == {"known": 3}
+    assert page["reserve_sent"](restored, path, 48, set(went), set()) == {"reserved": 3}
+    assert page["reserve_sent"](restored, path, 48, set(went), set()) == {"known": 3}
+    page["fund_at_least"](restored, 48, 10.9)
     assert page["send_plan"](restored, path, 48, 10.9, mail) == {"known": 3, "reserved": 2}
     assert went == [f"week=48.csv:{number}" for number in range(1, 6)]
     assert restored.balance(0, 48).reserved == to_units(10.9) and restored.audit().sound
+
+
+@pytest.mark.parametrize("copied", [0, 2])  # reservations that the copy has
+def test_after_a_restore_a_row_that_found_money_after_a_receipt_is_not_sent_again(tmp_path, copied):
+    path, went = tmp_path / "week=48.csv", []
+    page = functions_of_the_page(path, LAST_MINUTE)
+    lost = SqliteLedger(tmp_path / "money.db", caller="test", timeout=5.0, sync="normal")
+    mail = lambda row, idempotency_key: went.append(idempotency_key) or True  # noqa: E731
+    if not copied:
+        lost.back_up(tmp_path / "copy.db")
+    # the faces of c0 and c1 take the money; what their receipts free is enough for c2
+    assert page["send_plan"](lost, path, 48, 4.0, mail) == {"reserved": 2, "refused": 3}
+    if copied:
+        lost.back_up(tmp_path / "copy.db")
+
+    def till(ledger, customers):
+        return [ledger.settle(0, 48, name, to_units(1.0), message=f"receipt {name}") for name in customers]
+
+    till(lost, ["c0", "c1"])
+    assert page["send_plan"](lost, path, 48, 4.0, mail) == {"known": 2, "reserved": 1, "refused": 2}
+    till(lost, ["c2"])
+    sent, restored = list(went), page["open_money"](tmp_path / "copy.db")
+    replayed = page["reserve_sent"](restored, path, 48, set(sent), set())
+    assert replayed == Counter({"known": copied, "reserved": 3 - copied})
+    assert till(restored, ["c0", "c1", "c2"]) == ["settled"] * 3
+    page["fund_at_least"](restored, 48, 4.0)
+    assert restored.balance(0, 48) == lost.balance(0, 48) and restored.audit().sound
+    assert page["send_plan"](restored, path, 48, 4.0, mail) == {"known": 3, "refused": 2} and went == sent
+
+
+def test_after_a_restore_a_week_in_which_more_was_paid_than_its_money_sends_nothing(tmp_path):
+    path, went = tmp_path / "week=48.csv", []
+    page = functions_of_the_page(path, LAST_MINUTE)
+    ledger = SqliteLedger(tmp_path / "money.db", caller="test", timeout=5.0, sync="normal")
+    page["reserve_sent"](ledger, path, 48, {"week=48.csv:1"}, set())
+    assert ledger.settle(0, 48, "c0", to_units(6.0), message="receipt") == "over"
+    page["fund_at_least"](ledger, 48, 4.0)
+    assert ledger.balance(0, 48).available == 0
+    assert page["send_plan"](ledger, path, 48, 4.0, went.append) == {"known": 1, "refused": 4} and not went
 
 
 def test_after_a_restore_the_books_are_those_of_the_lost_file(tmp_path):
@@ -124,9 +164,10 @@ def test_after_a_restore_the_books_are_those_of_the_lost_file(tmp_path):
     till(lost)
     restored = page["open_money"](tmp_path / "copy.db")
     keys = [f"week=47.csv:{number}" for number in range(1, 6)]
-    replayed = page["reserve_sent"](restored, path, 47, 9.4, set(keys) - {keys[1]}, {keys[1]})
+    replayed = page["reserve_sent"](restored, path, 47, set(keys) - {keys[1]}, {keys[1]})
     assert replayed == {"reserved": 4, "released": 1}
     till(restored)
+    page["fund_at_least"](restored, 47, 9.4)
     assert restored.balance(0, 47) == lost.balance(0, 47) and restored.audit().sound
     for customer in ("c0", "c1", "c2", "c3", "c4"):
         assert restored.entry(0, 47, customer) == lost.entry(0, 47, customer)
@@ -151,7 +192,7 @@ def test_who_was_erased_is_sent_nothing_again_and_stays_out_of_the_ledger(tmp_pa
         assert page["send_plan"](ledger, path, 48, 20, mail) == Counter(["erased"] * 2 + ["known"] * 2 + [answer])
     assert went == ["c0", "c1", "c2", "c4", "c3"]
     assert not ledger.erase("c0") and not ledger.erase("c1")
-    assert page["reserve_sent"](ledger, path, 48, 20, {"week=48.csv:1"}, set()) == {"erased": 1}
+    assert page["reserve_sent"](ledger, path, 48, {"week=48.csv:1"}, set()) == {"erased": 1}
     ledger.settle(0, 48, "c0", to_units(1.0), message="receipt 5")  # the id is back, by a payment
     assert page["send_plan"](ledger, path, 48, 20, mail)["erased"] == 1 and len(went) == 5
 

@@ -469,8 +469,13 @@ def test_what_is_later_than_the_files_are_complete_waits_for_the_next_import(sho
     later, at_once = of((noon.log, noon.calendar), "all", sends, purchases), of(None, "all", sends, purchases)
     assert later.log.has_equal_cells(at_once.log) and later.calendar == at_once.calendar
     assert later.log.margin[40].sum() > sum(float(row["margin"]) for row in half)
-    with pytest.raises(ValueError, match="expected a send to begin a log with, got none"):
+    with pytest.raises(ValueError, match=f"expected a send up to sends.until, {until}, to begin a log with, got none"):
         of(None, "day", sends_of_day, half, until)
+    strangers = [row | {"customer": f"new {k}"} for k, row in enumerate(sends_of_day)]  # the customer table lacks them
+    new = of((known.log, known.calendar), "new", strangers, bought, until)
+    n = len(strangers)
+    assert f"{n} of {n} sends lie after sends.until: left out" in new.warnings
+    assert new.log.has_equal_cells(known.log) and not any("customer table lacks" in x for x in new.warnings)
 
 
 @pytest.mark.parametrize(

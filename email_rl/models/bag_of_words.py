@@ -25,6 +25,7 @@ class BagOfWords:
     in the text.
     """
 
+    reads_context = True
     learnt: LearntMails | None = None  #: the mails that it has learnt from; None: unknown
 
     def __init__(self, known_words: list[str]):

@@ -18,6 +18,8 @@ from email_rl.models.outcome_classifier import OutcomeClassifier
 class OutcomePredictor(Protocol):
     """What predicts outcomes."""
 
+    reads_context: bool  #: False: a text is worth the same in all contexts
+
     def probabilities(self, contexts: list[str], texts: list[str]) -> Tensor:
         """Return P(outcome) [N, 3] of mails in their contexts."""
 

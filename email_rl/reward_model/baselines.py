@@ -13,6 +13,8 @@ from email_rl.models.outcome_model import OutcomePredictor
 class OfContext:
     """A bag of the words of contexts: what is told of a mail whatever its text."""
 
+    reads_context = True
+
     def __init__(self, bag: BagOfWords):
         self.bag = bag
 
@@ -39,6 +41,7 @@ class WithMajority:
 
     def __init__(self, model: OutcomePredictor, train: Mails, majority_share: float):
         self.model, self.train, self.majority_share = model, train, majority_share
+        self.reads_context = model.reads_context
 
     def probabilities(self, contexts: list[str], texts: list[str]) -> Tensor:
         """Return P(outcome) [N, 3]."""

@@ -19,18 +19,19 @@ class Gain(NamedTuple):
 class Gains(NamedTuple):
     """How far a model is ahead of the majority, and of a model that reads the context alone.
 
-    A policy chooses texts: what the context tells, no text can change. `context_knows` tells whether the context is
-    ahead of the majority by more than chance; a context that tells nothing is no rival.
+    A policy chooses texts: what the context tells, no text can change. `context_is_rival` tells whether the model must
+    be ahead of the context: where the model reads the context, and that is ahead of the majority by more than chance. A
+    model that reads the text alone owes the context nothing, however much more that tells.
     """
 
     over_majority: Gain
     over_context: Gain
-    context_knows: bool
+    context_is_rival: bool
 
     @property
     def are_sure(self) -> bool:
-        """Whether the model is ahead of both by more than chance."""
-        return self.over_majority.low > 0 and (self.over_context.low > 0 or not self.context_knows)
+        """Whether the model is ahead of the majority, and of a rival, by more than chance."""
+        return self.over_majority.low > 0 and (self.over_context.low > 0 or not self.context_is_rival)
 
     def to_dict(self) -> dict[str, Any]:
         """Lay the figures out by the names of a verdict (reward_choice.py)."""
@@ -42,7 +43,7 @@ class Gains(NamedTuple):
             "ahead_of_context": ahead_of_context,
             "context_low": context_low,
             "context_high": context_high,
-            "context_knows": self.context_knows,
+            "context_is_rival": self.context_is_rival,
         }
 
     def weakest(self) -> str:

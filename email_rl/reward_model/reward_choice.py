@@ -48,7 +48,8 @@ class Verdict:
 
     `ahead` is the majority's log-loss less the model's, nats a mail, with its 95 % interval `low` to `high`;
     `ahead_of_context`, `context_low` and `context_high` are the same beside a model that reads the context alone, and
-    `context_knows` tells whether that one is ahead of the majority by more than chance.
+    `context_is_rival` tells whether the model reads the context, and that one is ahead of the majority by more than
+    chance.
     `behind_bag` is the encoder's log-loss less the bag of words' on the same mails; None: the encoder was not ahead on
     the few validation mails, and was not fitted again. `bag_knows` tells whether the bag of words is ahead of the
     majority by more than chance; if not, the encoder is compared with the majority. `majority_share` is the part of the
@@ -62,7 +63,7 @@ class Verdict:
     ahead_of_context: float
     context_low: float
     context_high: float
-    context_knows: bool
+    context_is_rival: bool
     mails: int
     behind_bag: float | None
     bag_knows: bool
@@ -70,14 +71,14 @@ class Verdict:
 
     @property
     def is_informed(self) -> bool:
-        """Whether the model is ahead of the majority, and of a context that tells anything, by more than chance."""
+        """Whether the model is ahead of the majority, and of the context where that is a rival, by more than chance."""
         return self.gains.are_sure
 
     @property
     def gains(self) -> Gains:
         """How far the model is ahead of the majority, and of the context alone."""
         over_context = Gain(self.ahead_of_context, self.context_low, self.context_high)
-        return Gains(Gain(self.ahead, self.low, self.high), over_context, self.context_knows)
+        return Gains(Gain(self.ahead, self.low, self.high), over_context, self.context_is_rival)
 
     def to_dict(self) -> dict:
         """Lay the verdict out for a JSON file."""
@@ -142,7 +143,8 @@ def choose_reward_model(
     rival = losses.bag if bag_knows else losses.majority
     is_encoder = losses.encoder is not None and _is_ahead(losses.encoder, rival, losses.groups, settings)
     chosen = losses.encoder if is_encoder and losses.encoder is not None else losses.bag
-    found = _gains(chosen, losses.majority, losses.context, losses.groups, settings)
+    model = encoder if is_encoder else bag
+    found = _gains(chosen, losses.majority, losses.context, losses.groups, settings, model.reads_context)
     verdict = Verdict(
         chosen="encoder" if is_encoder else "bag_of_words",
         **found.to_dict(),
@@ -151,7 +153,7 @@ def choose_reward_model(
         bag_knows=bag_knows,
         majority_share=settings.majority_share if are_few else 0.0,
     )
-    return encoder if is_encoder else bag, verdict
+    return model, verdict
 
 
 def gains(model: OutcomePredictor, dataset: MailDataset, mails: Mails, seed: int, settings: ChoiceSettings) -> Gains:
@@ -161,7 +163,7 @@ def gains(model: OutcomePredictor, dataset: MailDataset, mails: Mails, seed: int
     """
     of_context = OfContext.fit(dataset.train, dataset.valid, seed, dataset.bag_of_words)
     losses = (_log_losses(model, mails), _majority_losses(dataset.train, mails), _log_losses(of_context, mails))
-    return _gains(*losses, dataset.groups(mails), settings)
+    return _gains(*losses, dataset.groups(mails), settings, model.reads_context)
 
 
 def fitters(encoder: FitModel, seed: int, bag_settings: dict, group: GroupMails, settings: ChoiceSettings) -> Fitters:
@@ -246,10 +248,12 @@ def _majority_losses(train: Mails, mails: Mails) -> Tensor:
     return metrics.log_losses(metrics.majority_shares(train, len(mails)), mails.outcome)
 
 
-def _gains(loss: Tensor, majority: Tensor, context: Tensor, groups: list[int], settings: ChoiceSettings) -> Gains:
+def _gains(
+    loss: Tensor, majority: Tensor, context: Tensor, groups: list[int], settings: ChoiceSettings, reads_context: bool
+) -> Gains:
     """Return how far a model's log-losses [N] are below the majority's, and below those of the context alone."""
-    context_knows = _is_ahead(context, majority, groups, settings)
-    return Gains(_gain(loss, majority, groups, settings), _gain(loss, context, groups, settings), context_knows)
+    is_rival = reads_context and _is_ahead(context, majority, groups, settings)
+    return Gains(_gain(loss, majority, groups, settings), _gain(loss, context, groups, settings), is_rival)
 
 
 def _gain(loss: Tensor, other: Tensor, groups: list[int], settings: ChoiceSettings) -> Gain:

@@ -150,27 +150,32 @@ class LanguageModelAlgorithm(MailAlgorithm):
         rewards = self.rewards(contexts, texts).to(self.device)
         _, mean, variance = distributed.all_reduce_moments(rewards)
         self.score_mean, self.score_std = mean.item(), max(1e-6, variance.sqrt().item())  # in every checkpoint
-        self._check_spread(contexts, texts, rewards)
+        self._check_spread(contexts, rewards)
         self._report_cut_mails(contexts, texts)
 
-    def _check_spread(self, contexts: list[str], texts: list[str], rewards: Tensor) -> None:
-        """Raise ValueError where the rewards of the reference's mails do not differ, or do not by their texts.
+    def _check_spread(self, contexts: list[str], rewards: Tensor) -> None:
+        """Raise ValueError where the rewards of the reference's mails do not differ, or do not within a context.
 
-        The rewards of a context's own mail and of another context's text in its place are a and b: E(a − b)² / 2 is the
-        variance that a text alone can make. What contexts tell is no part of it, because no policy can change that.
+        The rewards of two mails that the reference writes for one context are a and b: E(a − b)² / 2 is the variance
+        within contexts, of half as many. What contexts tell is no part of it, because no policy can change that. Nor is
+        what a text would be worth in a context for which the reference never writes it.
         """
-        exchanged = self.rewards(contexts, texts[1:] + texts[:1]).to(self.device)
-        half_squares = distributed.all_reduce_mean((rewards - exchanged).square().mean() / 2)
+        n = -(-len(contexts) // 2)
+        # draws of its own, so that training does not depend on this check
+        generator = torch.Generator(self.device).manual_seed(2 * distributed.rank_seed(self.seed) + 2)
+        _, others = self.reference.generate(contexts[:n], 1, generator, **self.sampling)
+        again = self.rewards(contexts[:n], others).to(self.device)
+        half_squares = distributed.all_reduce_mean((rewards[:n] - again).square().mean() / 2)
         by_text = half_squares.sqrt().item()
         if distributed.rank() == 0:
             print(
-                f"rewards of {len(texts):,} mails of the reference: standard deviation {self.score_std:.3f}, and "
+                f"rewards of {len(contexts):,} mails of the reference: standard deviation {self.score_std:.3f}, and "
                 f"{by_text:.3f} where the text alone changes"
             )
         if min(self.score_std, by_text) < self.min_reward_spread:
             where = "" if self.score_std < self.min_reward_spread else " where the text alone changes"
             raise ValueError(
-                f"algo.min_reward_spread: the rewards of {len(texts):,} mails of the reference differ by a standard "
+                f"algo.min_reward_spread: the rewards of {len(contexts):,} mails of the reference differ by a standard "
                 f"deviation of {min(self.score_std, by_text):.4f}, expected at least {self.min_reward_spread}{where}: "
                 f"the reward model can't tell them apart; nothing can be optimised against it. What would help: {HELP}"
             )

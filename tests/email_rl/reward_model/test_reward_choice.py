@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import re
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from email_rl.data import metrics
 from email_rl.data.mails import Mails
 from email_rl.data.splitting import groups_to_split, near_duplicate_groups
 from email_rl.models.bag_of_words import BagOfWords
+from email_rl.models.policy import LanguageModelPolicy
 from email_rl.reward_model.baselines import WithMajority
 from email_rl.reward_model.refresh import without_crossing
 from email_rl.reward_model.reward_choice import (
@@ -36,6 +38,8 @@ BAG = {"lr": 0.05, "weight_decay": 0.0, "epochs": 1, "min_steps": 60, "batch_siz
 
 class Rule:
     """A model of outcomes that puts a probability on what a mail's last word, a number, leaves when divided by 3."""
+
+    reads_context = True
 
     def __init__(self, strength):
         self.strength = strength
@@ -141,6 +145,8 @@ def test_an_encoder_that_is_lucky_on_few_validation_mails_gives_way_to_a_bag_of_
 class Told:
     """A model whose log-loss is `gain` ± 0.19 nats below the majority's, with the signs of `signs` in turn."""
 
+    reads_context = True
+
     def __init__(self, train, valid, gain, signs):
         shares = metrics.majority_shares(train, 1)[0]
         self.of = {}
@@ -222,6 +228,8 @@ def test_a_model_mixed_with_the_majority_has_the_probabilities_that_its_verdict_
 class Constant:
     """A reward model that gives every mail the same."""
 
+    reads_context = True
+
     def probabilities(self, contexts, texts):
         return torch.full((len(texts), 3), 1 / 3)
 
@@ -253,9 +261,32 @@ def test_what_the_context_alone_tells_is_no_reason_to_reward_a_text():
         blind.probabilities = lambda contexts, texts: torch.full((len(texts), 3), 1 / 3)
         fit = fit_with(lambda *_: blind)
         _, verdict = choose_reward_model(blind, fit, sent(700), sent(300), group, settings)
-        assert verdict.low > 0 and verdict.context_low <= 0 and verdict.context_knows and not verdict.is_informed
+        assert verdict.low > 0 and verdict.context_low <= 0 and verdict.context_is_rival and not verdict.is_informed
         assert verdict.gains.weakest().startswith("what the context alone tells: by ")
         assert "and of the context alone by" in verdict.describe()
+
+
+@pytest.mark.parametrize("few_mails", [100, 1000])  # on validation mails, and cross-fitted
+def test_a_model_that_reads_the_text_alone_need_not_be_ahead_of_the_context(few_mails):
+    """The source tells most of the outcome, and the text a little: that is no noise."""
+    rng = random.Random(0)
+
+    def sent(n):
+        sources = [rng.randrange(3) for _ in range(n)]
+        told = [rng.randrange(3) for _ in range(n)]
+        outcome = [rng.choices((y, source), (4, 6))[0] for y, source in zip(told, sources)]
+        texts = [f"{made_up_text(rng, 12)} {3 * rng.randrange(10**9) + y}" for y in told]
+        return Mails([f"met through {'abc'[source]}" for source in sources], texts, torch.tensor(outcome))
+
+    settings = ChoiceSettings(**{**SETTINGS, "few_mails": few_mails})
+    for reads_context in (True, False):
+        model = Rule(0.6)
+        model.reads_context = reads_context
+        fit = fit_with(lambda *_, model=model: model, fit_bag=lambda *_: Constant())
+        chosen, verdict = choose_reward_model(model, fit, sent(700), sent(300), group, settings)
+        assert chosen is model and verdict.low > 0 > verdict.context_high
+        assert verdict.is_informed == (not reads_context) and verdict.context_is_rival == reads_context
+        assert "and of the context alone by -" in verdict.describe()
 
 
 class ByContext:
@@ -274,3 +305,36 @@ def test_rewards_that_differ_by_context_alone_are_refused(monkeypatch, capsys):
     with pytest.raises(ValueError, match="standard deviation of 0.0000, expected at least 0.05 where the text alone"):
         made.setup(NullLogger(), lambda: False)
     assert made.score_std > 1 and "and 0.000 where the text alone changes" in capsys.readouterr().out
+
+
+class Fits:
+    """A reward model by which a text is worth 2 where it begins as its context does, else −1; a b costs it .3."""
+
+    def probabilities(self, contexts, texts):
+        fits = [text.startswith(context[0]) for context, text in zip(contexts, texts)]
+        values = torch.tensor([[1.0, 0, 0] if not fit else [0, 0, 1.0] for fit in fits])
+        has_b = torch.tensor(["b" in text for text in texts])
+        return torch.where(has_b[:, None], values * 0.8 + torch.tensor([0.0, 0.2, 0.0]), values)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_what_a_text_would_be_worth_in_another_context_is_no_spread(monkeypatch, capsys, share):
+    """All texts fit their contexts: only the b that a share of them has makes rewards differ, 1.7 and 2."""
+    made = trainer("algo.normalization_mails=4000", reward_model=Fits())
+    made.has_models = False
+    monkeypatch.setattr(type(made.sources), "load_or_train", lambda *_: (policy(), Fits()))
+
+    def generate(policy, contexts, samples, generator, **_):
+        has_b = torch.rand(len(contexts), generator=generator) < share
+        return None, [context[0] + (" b" if b else "") for context, b in zip(contexts, has_b.tolist())]
+
+    monkeypatch.setattr(LanguageModelPolicy, "generate", generate)
+    monkeypatch.setattr(made, "_report_cut_mails", lambda *_: None)
+    if not share:
+        with pytest.raises(ValueError, match="standard deviation of 0.0000"):
+            made.setup(NullLogger(), lambda: False)
+        return
+    made.setup(NullLogger(), lambda: False)
+    by_text = float(re.search(r"and ([\d.]+) where the text alone", capsys.readouterr().out)[1])
+    assert by_text == pytest.approx(0.15, abs=0.01) and made.score_std == pytest.approx(0.15, abs=0.01)

@@ -53,6 +53,7 @@ class PricePerturbedPolicy(LoggingPolicy):
     `theta` estimates from features, and on the filtered belief about the state under θ̂ (BeliefPlanner). The estimate is
     fitted to `reference_size` customers, drawn by `reference_seed`, whose states are the belief at the start. With
     `sees_hidden` it decides on the true θ and state nonetheless: what a log of the view lacks then confounds decisions.
+    Where the view shows the state, it always decides on the state and the true θ, of which features may tell a part.
     """
 
     def __init__(

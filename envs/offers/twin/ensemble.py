@@ -25,15 +25,16 @@ class TwinEnsemble(OfflineAlgorithm):
     The bootstrap is balanced (Davison, Hinkley & Schechtman 1986): all members together have each customer equally
     often, so that the noise of drawing nearly cancels in their mean. A single member has each customer once. `twin`
     makes and fits the members. No member is fitted to the customers and weeks of `holdout`: a share `customers`,
-    whom the report is about, a share `stopping`, whose likelihood ends a fit, and the last `weeks` of each season. A
-    customer's side depends on the customer's id and on `salt` alone, and stays when a log grows. An ensemble that
-    starts from another holds out only what that one held out too. With `weighted`, decisions count as if all allowed
+    whom the report is about, a share `stopping`, and the last `weeks` of each season. The likelihood of the customers
+    `stopping` ends a fit to a log with states; of a log without states it is a metric. A customer's side depends on the
+    customer's id and on `salt` alone, and stays when a log grows. An ensemble that starts from another holds out only
+    what that one held out too. With `weighted`, decisions count as if all allowed
     actions had been equally likely (1 / propensity, at most `clip` times the mean). `evaluation` judges the members.
     """
 
     checkpoint_every = eval_every = 1
     held_out: Tensor  #: customers of the panel whom the report is about, bool [N]; set with the log
-    validation: Tensor  #: customers of the panel whose likelihood ends a fit, bool [N]; set with the log
+    validation: Tensor  #: customers of the panel of the share `stopping`, bool [N]; set with the log
 
     def __init__(
         self,
@@ -215,7 +216,11 @@ class TwinEnsemble(OfflineAlgorithm):
         return list(self.env.population.feature_names)
 
     def start_from(self, state: dict) -> None:
-        """Begin the fit of each member with the weights of a fitted member of another ensemble."""
+        """Begin the fit of each member with the weights of a fitted member of another ensemble.
+
+        To a log without states, where G is linear, only the first member's fit begins there: the others begin where
+        the first one ended.
+        """
         if not state["iteration"]:
             raise ValueError("init: expected a twin with at least one fitted member, got none")
         weights = state["members"][: state["iteration"]]

@@ -176,7 +176,7 @@ class FilterFit:
         sd = member.alpha_sd / alpha_spread if known else member.spread.new_tensor(FIRST_SD)
         log_sd = torch.nn.Parameter(sd.clamp_min(LEAST_SD).log())  # in prior standard deviations
         if not begins_near:
-            self.descend(member, log_sd, world, panel, weight, generator, penalty)
+            self.come_near(member, log_sd, world, panel, weight, generator, penalty)
 
         def scores_at(at: Tensor) -> Scores:
             set_coefficients(member, log_sd, at)
@@ -196,7 +196,7 @@ class FilterFit:
             "twin/gain": end.gain,
         }
 
-    def descend(
+    def come_near(
         self,
         member: ParameterNetwork,
         log_sd: torch.nn.Parameter,

@@ -13,18 +13,17 @@ from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from envs.configuration import CONF, REFERENCE
+from envs.configuration import CONF
 from envs.data_collection import rollouts
 from rlcore.algorithm import Algorithm
 from rlcore.offline.log_files import check_writable, write_log
-from scripts.shared.cli import choose_device, guarded, launch, to_dict
-from scripts.shared.overrides import check_nothing_is_trained
+from scripts.shared.cli import choose_device, guarded, launch
+from scripts.shared.overrides import check_nothing_is_trained, check_one_log_a_job
 from scripts.shared.stored_runs import trained
 
 
@@ -33,8 +32,8 @@ from scripts.shared.stored_runs import trained
 def main(cfg: DictConfig) -> None:
     if cfg.out is None:
         raise ValueError("out: expected the path of a log to write, as in out=log.parquet")
-    check_nothing_is_trained()
     check_one_log_a_job(cfg)
+    check_nothing_is_trained()
     check_writable(Path(cfg.out))  # before the decisions are made
     device = choose_device(cfg.device, cfg.threads, cfg.float32_matmul_precision)
     name = chosen = HydraConfig.get().runtime.choices["logging_policy"]
@@ -57,15 +56,6 @@ def main(cfg: DictConfig) -> None:
     )
     rows = write_log(cfg.out, chunks)
     print(f"{cfg.out}: {rows:,} decisions of {name} in {time.perf_counter() - started:.0f} s")
-
-
-def check_one_log_a_job(cfg: DictConfig) -> None:
-    """Raise ValueError where the jobs of a sweep would write the same file."""
-    if HydraConfig.get().mode == RunMode.MULTIRUN and REFERENCE not in to_dict(cfg, resolve=False)["out"]:
-        raise ValueError(
-            f"out={cfg.out}: each job of a sweep would write it: expected a file a job, as in "
-            "'out=log_${hydra:job.num}.parquet', or one job, by hydra.mode=RUN"
-        )
 
 
 if __name__ == "__main__":

@@ -28,15 +28,16 @@ from envs.offers.logs import send_log
 from envs.offers.logs.send_import import Sends
 from rlcore.runs.checkpoint import only_writer
 from scripts.shared.cli import choose_device, guarded, launch
-from scripts.shared.overrides import check_nothing_is_trained
+from scripts.shared.overrides import check_nothing_is_trained, check_one_log_a_job
 
 
 @hydra.main(config_path=str(CONF), config_name="import_sends", version_base="1.3")
 @guarded
 def main(cfg: DictConfig) -> None:
-    check_nothing_is_trained()
     if cfg.out is None:
         raise ValueError("out: expected the path of a log to write, as in out=log.parquet")
+    check_one_log_a_job(cfg)
+    check_nothing_is_trained()
     device = choose_device(cfg.device, cfg.threads, cfg.float32_matmul_precision)
     env = instantiate(cfg.env, _convert_="all")(device, cfg.seed)
     sends = instantiate(cfg.sends, _convert_="all")

@@ -28,7 +28,7 @@ from envs.live.planned_test import planned_test
 from envs.offers.logs import send_log
 from rlcore.runs import checkpoint
 from scripts.shared.cli import choose_device, guarded, launch
-from scripts.shared.overrides import check_nothing_is_trained
+from scripts.shared.overrides import check_nothing_is_trained, check_one_job
 
 WIDTH = 120  # characters of the table
 
@@ -36,6 +36,7 @@ WIDTH = 120  # characters of the table
 @hydra.main(config_path=str(CONF), config_name="test_size", version_base="1.3")
 @guarded
 def main(cfg: DictConfig) -> None:
+    check_one_job()
     check_nothing_is_trained()
     choose_device("cpu", cfg.threads, "highest")
     if cfg.log is None:

@@ -51,6 +51,21 @@ def check_nothing_is_trained() -> None:
             raise ValueError(f"{override}: nothing is trained here, expected no choice and no key of algo")
 
 
+def check_one_log_a_job(cfg: DictConfig) -> None:
+    """Raise ValueError where the jobs of a sweep, as an experiment may be, would write the same file `out`."""
+    if HydraConfig.get().mode == RunMode.MULTIRUN and not OmegaConf.is_interpolation(cfg, "out"):
+        raise ValueError(
+            f"out={cfg.out}: each job of a sweep would write it: expected a file a job, as in "
+            "'out=log_${hydra:job.num}.parquet', or one job, by hydra.mode=RUN"
+        )
+
+
+def check_one_job() -> None:
+    """Raise ValueError in a sweep, as an experiment may be: its jobs would all print the same."""
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        raise ValueError("hydra.mode=MULTIRUN: each job of a sweep would print the same: expected hydra.mode=RUN")
+
+
 def check_config(cfg: DictConfig) -> None:
     """Check a composed configuration by its overrides and by the ranges of the files that it is composed of.
 

@@ -51,6 +51,30 @@ def test_the_arms_are_those_of_a_plan_but_for_bau():
     assert {**of_plan, "bau": 0.5} == {**of_test, "salt": None}
 
 
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("name", "overrides", "message"),
+    [
+        ("test_size", ["log=log.parquet"], "hydra.mode=MULTIRUN: each job of a sweep would print the same"),
+        ("import_sends", ["out=new.parquet"], "out=new.parquet: each job of a sweep would write it"),
+    ],
+)
+def test_an_experiment_that_is_a_sweep_is_refused_or_one_job(folder, name, overrides, message):
+    """Each job has its line, and Hydra no warning of a callback of the experiment's."""
+    few = ["experiment=information", "env.population.r2=0.3", "env/observation=history", *overrides]
+    done = script_runner.run(folder, name, *few, "seed=0,1")
+    lines = [line for line in done.stderr.splitlines() if line]
+    assert done.returncode == 2 and len(lines) == 2, done.stderr[-2000:]
+    assert all(line.startswith(f"error: {message}") for line in lines)
+    assert not (folder / "new.parquet").exists()
+    done = script_runner.run(folder, name, *few, "seed=0", "hydra.mode=RUN", "hydra.run.dir=one")
+    if name == "test_size":
+        assert done.returncode == 0 and not done.stderr and (folder / "one/metrics.json").exists()
+    else:  # as far as the files of sends, which are not given
+        (line,) = done.stderr.splitlines()
+        assert done.returncode == 2 and line.startswith("error: sends.path")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "message"),

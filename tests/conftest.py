@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import random
+from contextlib import suppress
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -13,7 +14,6 @@ import pytest
 import torch
 from hydra.utils import instantiate
 from hypothesis import HealthCheck, settings
-from hypothesis.internal.conjecture import providers
 
 from configs import load, node
 from fake_cuda_graph import tape  # noqa: F401 (a fixture)
@@ -23,8 +23,10 @@ torch.set_num_threads(1)  # many small operations: more threads would only wait 
 # the same examples everywhere, however long they take
 settings.register_profile("tests", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tests")
-if hasattr(providers, "_get_local_constants"):  # numbers of the modules that are loaded: others after other tests
-    providers._get_local_constants = providers.Constants
+with suppress(ImportError, AttributeError):  # these are internals, which another version may lack
+    providers = importlib.import_module("hypothesis.internal.conjecture.providers")
+    # numbers of the modules that are loaded: others after other tests
+    providers._get_local_constants, _ = providers.Constants, providers._get_local_constants
 SKIPPED_TESTS = os.environ.get("SKIPPED_TESTS")  # file for skipped tests; .ci/run runs these with all extras
 
 

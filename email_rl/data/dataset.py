@@ -95,7 +95,7 @@ class MailDataset:
         mails = self.splits[side]
         return learnt.unread(mails, self.groups, fitted_only=fitted_only) if learnt else mails
 
-    def shuffled_rows(self, mails: Mails, most: int | None) -> list[int]:
+    def rows_to_draw_from(self, mails: Mails, most: int | None) -> list[int]:
         """Return the rows of a side's mails, in random order where there are more than `most` (None: in their order).
 
         A file may be sorted, by outcome or by industry: its first rows do not stand for all. The embedded corpus is in
@@ -107,8 +107,8 @@ class MailDataset:
         return torch.randperm(n, generator=torch.Generator().manual_seed(self.split_seed)).tolist()
 
     def sample(self, mails: Mails, most: int) -> Mails:
-        """Return at most `most` of a side's mails, drawn at random (`shuffled_rows`)."""
-        return mails.rows(self.shuffled_rows(mails, most)[:most])
+        """Return at most `most` of a side's mails, drawn at random (`rows_to_draw_from`)."""
+        return mails.rows(self.rows_to_draw_from(mails, most)[:most])
 
     def judge_dataset(self, learnt: LearntMails | None = None) -> MailDataset:
         """Return the dataset of a judge, a reward model that scores the mails of other policies.

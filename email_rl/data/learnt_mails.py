@@ -29,6 +29,10 @@ class LearntMails:
         """Take note of mails, by context and text."""
         return LearntMails(frozenset(_hashes(fitted)), frozenset(_hashes(chosen_by)))
 
+    def joined(self, other: LearntMails | None) -> LearntMails:
+        """Return what this model and another, from whose weights it began, have learnt from."""
+        return LearntMails(self.fitted | other.fitted, self.chosen_by | other.chosen_by) if other else self
+
     def unread(self, mails: Mails, group: Callable[[Mails], list[int]], *, fitted_only: bool = False) -> Mails:
         """Return the mails that the model does not know, or (`fitted_only`) was not fitted to.
 

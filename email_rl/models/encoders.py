@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from email_rl.data.learnt_mails import LearntMails
 from email_rl.data.mails import OUTCOMES
 from email_rl.models.hf_io import FromFolder, FromHub, FromPackage, errors_only
 
@@ -42,6 +44,11 @@ class EncoderFineTuning:
     steps: int  # gradient steps at least
     batch_size: int
     overlap_weight: float  # weight of the auxiliary loss
+
+    @property
+    def learnt(self) -> LearntMails | None:
+        """The mails that the weights have learnt from before; None: none, or unknown."""
+        return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +112,12 @@ class PretrainedEncoder(EncoderFineTuning):
     """Pretrained weights from the model hub or a folder, with a new classification head if they have none."""
 
     source: FromHub | FromFolder | FromPackage
+
+    @property
+    def learnt(self) -> LearntMails | None:
+        """Read it from a folder of a run; None: another source does not say."""
+        is_folder = isinstance(self.source, FromFolder) and self.source.path
+        return LearntMails.load(Path(self.source.path)) if is_folder else None
 
     def build(self, contexts: list[str], texts: list[str]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """Load network and tokenizer; raise ValueError, in one line, where the source has no such model."""

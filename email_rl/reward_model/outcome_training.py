@@ -88,6 +88,7 @@ class OutcomeTraining(MailAlgorithm):
         network.config.reads_context = input == "context_text"
         self._set_network(network, tokenizer)
         self._set_mails(env.train, [env.valid], encoder.lr, encoder.steps)
+        self._report_learnt_before()
 
     def _set_network(self, network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         self.classifier = OutcomeClassifier(network, tokenizer, self.device, self.predict_batch_size)
@@ -106,7 +107,7 @@ class OutcomeTraining(MailAlgorithm):
         self.train_mails, self.valid_mails, self.lr = train, sum(valid[1:], valid[0]), lr
         self.train_ids = self.classifier.token_ids(train.contexts, train.texts)
         self.valid_ids = self.classifier.token_ids(self.valid_mails.contexts, self.valid_mails.texts)
-        self.classifier.learnt = LearntMails.of(train, self.valid_mails)
+        self.classifier.learnt = LearntMails.of(train, self.valid_mails).joined(self.encoder.learnt)
         self._report_cut_mails(train)
         self.valid_weight = torch.cat([torch.full((len(v),), 1 / (len(v) * len(valid))) for v in valid if len(v)])
         self.class_weights = class_weights(train.outcome, self.class_weight_power)
@@ -118,6 +119,19 @@ class OutcomeTraining(MailAlgorithm):
         self.iterations = math.ceil(self.total_updates / self.updates_per_iteration)
         self.patience = min(self.most_patience, self.patience_passes * self.updates_per_epoch)
         self.optimizer = self.make_optimizer(self.parameters, lr=lr)
+
+    def _report_learnt_before(self) -> None:
+        """Warn where the weights that training begins with know mails by which the model is chosen or judged."""
+        if self.encoder.learnt is None:
+            return
+        for side in ("valid", "test"):
+            n, left = len(self.env.splits[side]), len(self.env.unread(side, self.encoder.learnt))
+            if left < n:
+                print(
+                    f"warning: algo.encoder.source.path: the weights have learnt from {n - left:,} of the {n:,} mails "
+                    f"of split {side}, or from near-duplicates: figures on these flatter the model",
+                    file=sys.stderr,
+                )
 
     def _report_cut_mails(self, train: Mails) -> None:
         """Print how many training mails are longer than the model's input."""

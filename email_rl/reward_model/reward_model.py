@@ -124,4 +124,5 @@ class RewardModel(OutcomeTraining):
             self.refresh["steps"],
         )
         # the replay is a part of the old mails, and the model has learnt from all of them
-        self.classifier.learnt = LearntMails.of(new["train"] + old_splits["train"], self.valid_mails)
+        learnt = LearntMails.of(new["train"] + old_splits["train"], self.valid_mails)
+        self.classifier.learnt = learnt.joined(self.encoder.learnt)

@@ -75,6 +75,9 @@ class ModelSources:
         if self.dataset.gold is None:
             self.dataset.judge_dataset()  # a dataset without mails for a judge is refused before anything trains
         # what is given is read before anything trains, so that a folder without a model costs no minutes
+        if self.encoder.learnt:
+            self._check_unread(self.encoder.learnt, f"algo.encoder.source.path: {self.encoder.source.path}")
+        self._check_unread(self.encoder.learnt, f"algo.encoder: {self.encoder}", "encoder")
         reward_model = self._given_reward_model() if self.reward_model_folder else None
         reference = self._read_reference(self.reference_folder) if self.reference_folder else None
         with distributed.rank_zero_first():
@@ -101,22 +104,32 @@ class ModelSources:
         """Read the reward model of `reward_model_folder`, and report what it knows."""
         assert self.reward_model_folder
         reward_model = load_outcome_model(self.reward_model_folder, self.dataset.device, self.batch_size)
-        self._check_unread(reward_model.learnt)
+        self._check_unread(reward_model.learnt, f"algo.reward_model_folder: {self.reward_model_folder}")
         if distributed.rank() == 0:
+            self._report_left_out(reward_model.learnt)
             self._report_given(reward_model)
         return reward_model
 
-    def _check_unread(self, learnt: LearntMails | None) -> None:
-        """Raise ValueError where a given reward model has read nearly all mails that judge it, or judge the policy."""
+    def _check_unread(self, learnt: LearntMails | None, where: str) -> None:
+        """Raise ValueError where a given model has read nearly all mails that judge it, or judge the policy.
+
+        `where` is its key and folder.
+        """
         for side in ("test",) if self.dataset.gold else ("test", JUDGE):
             whole, left = len(self.dataset.splits[side]), len(self.dataset.unread(side, learnt))
-            if left < min(whole, self.dataset.min_rows):
+            least = min(whole, self.dataset.min_rows)
+            if left < least:
                 raise ValueError(
-                    f"algo.reward_model_folder: {self.reward_model_folder}: has learnt from {whole - left:,} of the "
-                    f"{whole:,} mails of split {side}; expected {self.dataset.min_rows} others: give the run of this "
-                    "model and this run the same env.split.shares and env.split.seed"
+                    f"{where}: has learnt from {whole - left:,} of the {whole:,} mails of split {side}; expected "
+                    f"{least} others: give the run of this model and this run the same env.split.shares and "
+                    "env.split.seed"
                 )
-            if left < whole and distributed.rank() == 0:
+
+    def _report_left_out(self, learnt: LearntMails | None) -> None:
+        """Print how many mails can't judge because a given reward model has read them."""
+        for side in ("test",) if self.dataset.gold else ("test", JUDGE):
+            whole, left = len(self.dataset.splits[side]), len(self.dataset.unread(side, learnt))
+            if left < whole:
                 print(
                     f"{side}: {whole - left:,} of {whole:,} mails are left out: {REWARD_MODEL_FOLDER} has learnt from "
                     "them, or from near-duplicates"
@@ -173,17 +186,18 @@ class ModelSources:
     def judge(self, accelerate: Accelerate, learnt: LearntMails | None) -> OutcomePredictor:
         """Return a judge for mails without a gold model: a reward model on mails that no other model has seen.
 
-        Mails of the split `judge` that the reward model knows (`learnt`) are left out.
+        Mails of the split `judge` that the reward model knows (`learnt`), or an encoder's first weights, are left out.
 
         Where these mails are few the judge is the mixture with the majority that its verdict is of. The judge itself is
-        tried on the mails of all other splits, of which it has seen none.
+        tried on the mails of all other splits, but for those that the first weights know: it has seen none.
         """
-        dataset = self.dataset.judge_dataset(learnt)
+        before = self.encoder.learnt
+        dataset = self.dataset.judge_dataset(learnt.joined(before) if learnt else before)
         folder, verdict = self._train_reward_model(JUDGE, dataset, NullLogger(), lambda: False, accelerate)
         trained = load_outcome_model(folder, self.dataset.device, self.batch_size)
         share = verdict.majority_share
         model: OutcomePredictor = WithMajority(trained, dataset.train, share) if share else trained
-        others = sum((self.dataset.splits[side] for side in SPLITS[1:]), self.dataset.train)
+        others = sum((self.dataset.unread(side, before) for side in SPLITS[1:]), self.dataset.unread(SPLITS[0], before))
         found = gains(model, dataset, others, self.seed, self.choice)
         on = f"on the {len(others):,} mails of the other splits"
         if found.are_sure:

@@ -86,7 +86,7 @@ class SFT(MailAlgorithm):
         weight_of = outcome_weights(env.train, outcomes, enough_mails, other_weight)
 
         def read(mails: Mails, side: str) -> tuple[TokenizedMails, Tensor]:
-            order = env.shuffled_rows(mails, max_mails)
+            order = env.rows_to_draw_from(mails, max_mails)
             return weighted_mails(self.policy, mails, order, weight_of, max_mails, side, env.name)
 
         self.train_mails, self.train_weights = read(env.train, "training")

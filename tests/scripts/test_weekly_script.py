@@ -80,7 +80,7 @@ def make_plan(folder: Path, spends: list[float], week: int = 48) -> None:
 
 
 def bash(command: str, folder: Path, **environment: str) -> subprocess.CompletedProcess:
-    inherited = {name: x for name, x in os.environ.items() if name not in ("WEEK", "FIRST")}
+    inherited = {name: x for name, x in os.environ.items() if name not in ("WEEK", "FIRST", "BOUNDS")}
     return subprocess.run(
         ["bash", "-c", command], cwd=folder, env={**inherited, **environment}, capture_output=True, text=True
     )
@@ -157,6 +157,16 @@ def test_the_log_from_before_the_first_import_of_a_week_is_kept_for_eight_weeks(
     make_plan(folder, SPENDS, week=40)
     assert weekly(folder, WEEK="40").returncode == 0  # a late run: the log is not that of before week 40 any more
     assert sorted(contents(backup)) == [f"log-before-week={week}.parquet" for week in range(41, 49)]
+
+
+def test_a_file_that_the_sender_has_is_not_called_unwritten(folder):
+    """The folder of the sender's file can't be brought to the disk, once the file has its name."""
+    tool = folder / ".venv" / "bin" / "sync"
+    tool.write_text(f'#!/usr/bin/env bash\n[ "$1" != sent ] || exit 1\nexec {shutil.which("sync")} "$@"\n')
+    tool.chmod(0o755)
+    done = weekly(folder)
+    assert done.returncode == 2 and "sent/week=48.parquet: written, but maybe not on the disk" in done.stderr
+    assert "not written" not in done.stderr and (folder / "sent" / "week=48.parquet").is_file()
 
 
 @pytest.mark.parametrize("ends", ["kill -KILL $PPID", "exit 1"])  # the machine goes off, or the disk is full

@@ -67,6 +67,8 @@ def broken_bounds(figures: dict[str, float], bounds: list[str]) -> Iterator[str]
             names = ", ".join(("messages", "spend", *ARMS))
             raise ValueError(f"bounds: expected NAME=LEAST-MOST, such as rl=30-130, of {names}; got '{bound}'")
         name, least, most = found.groups()
+        if least and most and float(least) > float(most):
+            raise ValueError(f"bounds: expected the least first, got '{bound}'")
         figure = figures.get(name, 0)
         if figure < float(least or 0) or figure > float(most or math.inf):
             what = f"expected spend {figure}" if name == "spend" else f"{figure} messages"

@@ -81,3 +81,8 @@ def test_what_is_no_plan_is_refused(tmp_path, capsys):
     for name in ("damaged", "other", "missing"):
         assert main([str(tmp_path / name)]) == 2
         assert capsys.readouterr().err == f"error: {tmp_path / name}: expected a plan that scripts/plan.py wrote\n"
+
+
+def test_a_bound_whose_least_is_above_its_most_is_bad_input(plan, capsys):
+    assert main([plan(), "rl=130-30"]) == 2
+    assert capsys.readouterr().err == "error: bounds: expected the least first, got 'rl=130-30'\n"

@@ -116,8 +116,9 @@ class PretrainedEncoder(EncoderFineTuning):
     @property
     def learnt(self) -> LearntMails | None:
         """Read it from a folder of a run; None: another source does not say."""
-        is_folder = isinstance(self.source, FromFolder) and self.source.path
-        return LearntMails.load(Path(self.source.path)) if is_folder else None
+        if isinstance(self.source, FromFolder) and self.source.path:
+            return LearntMails.load(Path(self.source.path))
+        return None
 
     def build(self, contexts: list[str], texts: list[str]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """Load network and tokenizer; raise ValueError, in one line, where the source has no such model."""

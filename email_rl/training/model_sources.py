@@ -77,7 +77,6 @@ class ModelSources:
         # what is given is read before anything trains, so that a folder without a model costs no minutes
         if self.encoder.learnt:
             self._check_unread(self.encoder.learnt, f"algo.encoder.source.path: {self.encoder.source.path}")
-        self._check_unread(self.encoder.learnt, f"algo.encoder: {self.encoder}", "encoder")
         reward_model = self._given_reward_model() if self.reward_model_folder else None
         reference = self._read_reference(self.reference_folder) if self.reference_folder else None
         with distributed.rank_zero_first():

@@ -65,7 +65,7 @@ OWNERS = {
 # experiments whose figures are of features that determine every parameter, and of states that are seen
 FULL_INFORMATION = [
     *("full_information", "static", "caps", "frontier", "rollover", "logistic", "tradeoff", "gpu", "offers_long"),
-    *("beliefs", "learner/full_information", "learner/states", "learner/caps", "learner/static", "learner/long"),
+    *("beliefs", "learner/full_information", "learner/states", "learner/caps", "learner/static"),
     "ablation",
 ]
 

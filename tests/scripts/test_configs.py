@@ -50,6 +50,8 @@ OWNERS = {
     "algo/variance_reduction=": "algo=cql",
     "algo/critic=": "algo=ppo_expected",
     "env/corpus": "env=email",
+    "env/evaluation=mail_policy": ("env=email", "algo=ppo_kl"),
+    "env/evaluation=sft": ("env=email", "algo=sft"),
     "env/observation/theta=": "env/observation=belief",
     "env/world=unlike_": "env=offers_unlike",
     "benchmark=learning/twin_policies": "benchmark.twin=twin.pt",

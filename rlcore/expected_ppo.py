@@ -158,11 +158,11 @@ class ExpectedPPO(OnPolicyAlgorithm):
         if lookahead.num_futures > 1:
             next_values = self.critic(lookahead.future_critic_obs(critic_obs))
         # 2. Advantages of the policy that acted, and the critic's targets for visited and for drawn states.
-        log_prob, advantage, mean = self.back_up(rollout.obs, rollout.action_mask, visited, next_values)
-        value = at_states(values, visited[..., None])[..., 0]
-        target = returns.lambda_targets(mean, value, self.gamma * self.td_lambda)
+        log_prob, advantage, mean = self.advantages_in_states(rollout.obs, rollout.action_mask, visited, next_values)
         drawn, drawn_targets = self.targets_in_drawn_states(rollout, visited, next_values)
         state = torch.stack((visited, *drawn), -1)
+        value = at_states(values, state)
+        target = returns.lambda_targets(mean, value[..., 0], self.gamma * self.td_lambda)
         # 3. The policy learns from steps with a choice. The critic learns from agents that had a choice in some step,
         #    from all steps until the agent leaves. The policy decides nothing for other agents, such as those held out.
         has_choice = rollout.action_mask.flatten(2).sum(-1) > 1
@@ -177,7 +177,7 @@ class ExpectedPPO(OnPolicyAlgorithm):
         critic_batch = CriticBatch(
             critic_obs=critic_obs,
             state=state,
-            value=at_states(values, state),
+            value=value,
             target=torch.stack((target, *drawn_targets), -1),
             counts=counts[..., None].expand_as(state),
         )
@@ -201,14 +201,14 @@ class ExpectedPPO(OnPolicyAlgorithm):
         targets = []
         for state in states:
             obs, action_mask = self.lookahead.as_if_in(state, rollout.obs, rollout.action_mask)
-            _, _, mean = self.back_up(obs, action_mask, state, next_values)
+            _, _, mean = self.advantages_in_states(obs, action_mask, state, next_values)
             targets.append(mean)
         return states, targets
 
-    def back_up(
+    def advantages_in_states(
         self, obs: Tensor, action_mask: Tensor, state: Tensor, next_values: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Back the next states' values up by one step, for agents that observe [T, N, D] in the states [T, N].
+        """Compute one-step backups and advantages of agents that observe [T, N, D] in the states [T, N].
 
         Returns the log-probabilities of all actions under the network, the expected advantages A = Q − V̄ (0 where
         masked), [T, N, P] each, and V̄ = Σ_a π(a)·Q(a), [T, N].
@@ -228,9 +228,11 @@ class ExpectedPPO(OnPolicyAlgorithm):
         metrics = self.train_epochs(self.train_critic, critic_batch, self.critic_epochs)
         metrics |= self.train_epochs(self.train_policy, policy_batch, self.epochs)
         self.kl.copy_(distributed.all_reduce_mean(metrics["losses/approx_kl"]))  # a learning rate can adapt to it
-        value, target, counts = (x[:, 0] for x in critic_batch[2:])  # of the visited states
         metrics["losses/explained_variance"] = losses.explained_variance(
-            value, target, counts, all_reduce=distributed.all_reduce_sum
+            critic_batch.value[:, 0],
+            critic_batch.target[:, 0],
+            critic_batch.counts[:, 0],
+            all_reduce=distributed.all_reduce_sum,
         )
         return metrics
 

@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import script_runner
 from rlcore.ppo import PPO
-from script_runner import PATIENCE, wait_until
+from script_runner import PATIENCE, launch_training, wait_until
 from small_runs import OFFERS
 
 ROOT = Path(__file__).parents[2]
@@ -169,13 +169,7 @@ def test_ctrl_c_saves_and_leaves(tmp_path):
         "algo.checkpoint_every=100000",
         "algo.eval_every=100000",
     )
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "scripts" / "train.py"), *overrides],
-        cwd=tmp_path,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
+    process = launch_training(tmp_path, *overrides)
     log = tmp_path / "out" / "train.log"
     wait_until(lambda: log.exists() and "iteration 1," in log.read_text(), lambda: process.poll() is None)
     process.send_signal(signal.SIGINT)

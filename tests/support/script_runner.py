@@ -46,6 +46,17 @@ def start(target: Callable, *args) -> multiprocessing.Process:
             os.environ["PYTHONPATH"] = before
 
 
+def launch_training(folder: Path, *overrides: str) -> subprocess.Popen:
+    """Start scripts/train.py in a folder, as a process that can be sent signals, with its output in pipes."""
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "scripts" / "train.py"), *overrides],
+        cwd=folder,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
 def wait_until(has_happened: Callable[[], bool], is_running: Callable[[], bool]) -> None:
     """Wait for what a process or a thread does; fail where it ended without having done that, or hangs."""
     patience = time.monotonic() + PATIENCE

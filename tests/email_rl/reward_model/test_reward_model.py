@@ -6,8 +6,6 @@ import json
 import math
 import random
 import signal
-import subprocess
-import sys
 from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
@@ -517,13 +515,7 @@ def test_ctrl_c_saves_and_the_run_goes_on(tmp_path):
         "device=cpu",
         "hydra.run.dir=out",
     ]
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "scripts" / "train.py"), *long],
-        cwd=tmp_path,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
+    process = script_runner.launch_training(tmp_path, *long)
     script_runner.wait_until((tmp_path / "out" / "checkpoint.pt").exists, lambda: process.poll() is None)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=script_runner.PATIENCE)

@@ -220,6 +220,7 @@ class LookaheadEnv(Protocol):
 
     num_states: int  #: S
     shows_state: bool  #: whether observations tell the state
+    draws_states: bool  #: whether observations can be written as if agents were in other states
     num_futures: int  #: K; 1 where an action decides nothing but the next state
     critic_dim: int  #: C, the length of a critic's observation
 
@@ -229,10 +230,16 @@ class LookaheadEnv(Protocol):
     def critic_obs(self, obs: Tensor) -> Tensor:
         """Return what a critic observes, [T, N, C], beside the observations [T, N, D] of all steps."""
 
-    def as_if_in(self, state: Tensor, obs: Tensor, action_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Return observations [T, N, D] and masks [T, N, *nvec] as if agents were in the states [T, N] from 0 to S − 1.
+    def draw_states(self, generator: torch.Generator) -> Tensor:
+        """Draw a state that `as_if_in` can show, for every agent and step so far, int64 [T, N]. Only if `draws_states`.
 
-        Given are those of the steps so far. Only where `shows_state`.
+        What observations hide of a state stays as visited: they tell of it, and another value would contradict them.
+        """
+
+    def as_if_in(self, state: Tensor, obs: Tensor, action_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Return observations [T, N, D] and masks [T, N, *nvec] as if agents were in the states [T, N] of `draw_states`.
+
+        Given are those of the steps so far. Only if `draws_states`.
         """
 
     def future_critic_obs(self, critic_obs: Tensor) -> Tensor:
@@ -244,6 +251,12 @@ class LookaheadEnv(Protocol):
         `next_values` [K, T − 1, N, S] has the values of the following step's states in each future; after the last
         step there is no value. The result is affine in the values: its coefficients are the probabilities of the next
         states.
+        """
+
+    def backup_as_observed(self, next_values: Tensor) -> Tensor:
+        """Return E[r + V(s′) | what was observed, a] of every flat action, [T, N, Πn]. Only where not `shows_state`.
+
+        `backup` is averaged over the states that an agent may be in: P(s | what was observed), known exactly.
         """
 
 

@@ -38,11 +38,15 @@ class ExpectedPPO(OnPolicyAlgorithm):
     exponential moving average of the weights. The average decays by the factor `average_decay` per minibatch, and is
     corrected for its bias towards the initial weights.
 
-    The critic learns the value of the state that each step visits. Where observations show the state, the critic also
-    learns the values of `drawn_states` further states of each step. These are drawn uniformly, and their target is the
-    one-step backup. A policy that contacts an agent at nearly every step never visits the agent's rested states, so
-    that without drawn states the critic would not learn what rest is worth. Where observations hide the state, they
-    tell of the past. A drawn state would contradict them, so no state is drawn.
+    The critic learns the value of the state that each step visits, and of `drawn_states` further states of each step.
+    These are drawn uniformly, and their target is the one-step backup. A policy that contacts an agent at nearly every
+    step never visits the agent's rested states, so that without drawn states the critic would not learn what rest is
+    worth. Only the part of a state is drawn that observations can be written for: an observed history tells of the
+    past, and another state would contradict it.
+
+    Where observations hide the state, the policy cannot tell apart the states that an agent may be in. Its advantages
+    are averaged over them, by their exact probabilities given what was observed (Rao-Blackwell): the gradient then has
+    no noise from the state that happened to be the true one.
 
     Raises ValueError if the environment has no lookahead, if its rewards are not shaped, if its episodes differ in
     length, or if the network is no actor.
@@ -118,7 +122,7 @@ class ExpectedPPO(OnPolicyAlgorithm):
         self.critic_optimizer.param_groups[0]["lr"] = self.critic_lr
         self.epochs, self.critic_epochs = epochs, critic_epochs
         self.gamma, self.td_lambda, self.clip = gamma, td_lambda, clip
-        self.drawn_states = drawn_states if lookahead.shows_state else 0
+        self.drawn_states = drawn_states if lookahead.draws_states else 0
         # `policy`, which is deployed, has the average of the weights that `network` goes through
         self.policy = deepcopy(self.network)
         self.policy.normalize = self.network.normalize
@@ -158,8 +162,13 @@ class ExpectedPPO(OnPolicyAlgorithm):
         if lookahead.num_futures > 1:
             next_values = self.critic(lookahead.future_critic_obs(critic_obs))
         # 2. Advantages of the policy that acted, and the critic's targets for visited and for drawn states.
-        log_prob, advantage, mean = self.advantages_in_states(rollout.obs, rollout.action_mask, visited, next_values)
-        drawn, drawn_targets = self.targets_in_drawn_states(rollout, visited, next_values)
+        log_prob, action_value = self.evaluate_actions(rollout.obs, rollout.action_mask, visited, next_values)
+        advantage, mean = returns.expected_advantages(action_value, log_prob.exp())
+        if not lookahead.shows_state:
+            as_observed = lookahead.backup_as_observed(self.gamma * next_values)
+            advantage, _ = returns.expected_advantages(as_observed, log_prob.exp())
+        advantage = torch.where(rollout.action_mask.flatten(2), advantage, 0.0)
+        drawn, drawn_targets = self.targets_in_drawn_states(rollout, next_values)
         state = torch.stack((visited, *drawn), -1)
         value = at_states(values, state)
         target = returns.lambda_targets(mean, value[..., 0], self.gamma * self.td_lambda)
@@ -187,38 +196,31 @@ class ExpectedPPO(OnPolicyAlgorithm):
         )
 
     def targets_in_drawn_states(
-        self, rollout: Rollout, visited: Tensor, next_values: Tensor
+        self, rollout: Rollout, next_values: Tensor
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Draw `drawn_states` states for every step; return them and the one-step backup of each, [T, N] each.
 
         No trajectory begins in a drawn state, so the critic's target is the one-step backup.
         """
-        num_states, device = self.lookahead.num_states, visited.device
-        states = [
-            torch.randint(num_states, visited.shape, generator=self.generator, device=device)
-            for _ in range(self.drawn_states)
-        ]
+        states = [self.lookahead.draw_states(self.generator) for _ in range(self.drawn_states)]
         targets = []
         for state in states:
             obs, action_mask = self.lookahead.as_if_in(state, rollout.obs, rollout.action_mask)
-            _, _, mean = self.advantages_in_states(obs, action_mask, state, next_values)
+            log_prob, action_value = self.evaluate_actions(obs, action_mask, state, next_values)
+            _, mean = returns.expected_advantages(action_value, log_prob.exp())
             targets.append(mean)
         return states, targets
 
-    def advantages_in_states(
+    def evaluate_actions(
         self, obs: Tensor, action_mask: Tensor, state: Tensor, next_values: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Compute one-step backups and advantages of agents that observe [T, N, D] in the states [T, N].
+    ) -> tuple[Tensor, Tensor]:
+        """Evaluate all actions of agents that observe [T, N, D] in the states [T, N].
 
-        Returns the log-probabilities of all actions under the network, the expected advantages A = Q − V̄ (0 where
-        masked), [T, N, P] each, and V̄ = Σ_a π(a)·Q(a), [T, N].
+        Returns their log-probabilities under the network, and their one-step backups, [T, N, P] each.
         """
-        allowed = action_mask.flatten(2)
         pi = self.network.distribution(obs.flatten(0, 1), action_mask.flatten(0, 1))
         log_prob = pi.log_probs.unflatten(0, state.shape)
-        action_value = torch.where(allowed, self.lookahead.backup(state, self.gamma * next_values), 0.0)
-        advantage, mean = returns.expected_advantages(action_value, log_prob.exp())
-        return log_prob, torch.where(allowed, advantage, 0.0), mean
+        return log_prob, self.lookahead.backup(state, self.gamma * next_values)
 
     def update(self, policy_batch: PolicyBatch, critic_batch: CriticBatch) -> dict[str, Tensor]:
         """Train critic and policy, each for some epochs; return each metric's mean over minibatches.

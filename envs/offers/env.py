@@ -39,6 +39,7 @@ class OffersEnv(CustomerEnv):
         "uniforms",
         "memory",
         "outcomes_so_far",
+        "sent_so_far",
         "states_so_far",
         "prices",
         "drift",
@@ -60,6 +61,8 @@ class OffersEnv(CustomerEnv):
         self.uniforms = torch.rand(self.episode_length, UNIFORMS, n, generator=self.generator, device=self.device)
         # the history's entries (KINDS) of each week so far
         self.outcomes_so_far = torch.zeros(len(KINDS), self.episode_length, n, device=self.device)
+        # offers and channels of each week so far, 0 for nothing, where the view needs a memory
+        self.sent_so_far = torch.zeros(2, self.episode_length, n, dtype=torch.long, device=self.device)
         # the customers' true states at the start of each week, also where the view hides them
         self.states_so_far = torch.stack(self.state)[:, None].repeat(1, self.episode_length, 1)
         self.prices, self.drift = self._draw_price_paths(self.calendar[:, None], n, self.generator)
@@ -143,10 +146,12 @@ class OffersEnv(CustomerEnv):
             info["reward"] = info["reward"] + self.no_contact_values[-1].at(next_state)
         if self.codec.memory_dim:
             offer, channel = action.unbind(-1)
+            offer = torch.where(info["contacted"], offer, 0)
+            self.sent_so_far[:, t].copy_(torch.stack((offer, channel)))
             seen = SeenWeek.between(
                 self.state.status,
                 next_state.status,
-                offer=torch.where(info["contacted"], offer, 0),
+                offer=offer,
                 channel=channel,
                 bought=info["trips"],
                 redeemed=info["redeemed"],

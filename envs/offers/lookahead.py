@@ -10,10 +10,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from envs.offers.planning.dynamic_program import action_values
-from envs.offers.planning.state_values import StateValues, VisitedStates
+from envs.offers.planning.state_values import StateGrid, StateValues, VisitedStates
 from envs.offers.policies.base import pair_table
 from envs.offers.populations.base import LEVELS, theta_to_matrix
-from envs.offers.world.customers import CHURNED, SUBSCRIBED, UNSUBSCRIBED, CustomerState
+from envs.offers.world.belief_observation import start_marginals
+from envs.offers.world.customers import CHURNED, SUBSCRIBED, UNSUBSCRIBED, Customers, CustomerState
+from envs.offers.world.filtering import Belief, filter_week
+from envs.offers.world.history import SeenWeek
 from envs.offers.world.response import attention, purchase_if_seen, utility
 
 if TYPE_CHECKING:
@@ -41,15 +44,17 @@ class OffersLookahead:
         codec = env.codec
         self.num_states = INSIDE + codec.hides_state
         self.shows_state = not codec.hides_state
+        self.draws_states = bool(codec.writable_levels)
         self.moved = slice(codec.dynamics.start, codec.status.stop)  # columns of an observation that a week moves
         self.caps = slice(env.static_dim, codec.dynamics.start)  # columns of the contact caps
         self.num_futures = 2 if self.caps.stop > self.caps.start else 1
         self.critic_dim = env.obs_dim - (codec.status.stop - codec.dynamics.start)
+        reference = env.population.draw(REFERENCE_CUSTOMERS, torch.Generator(env.device).manual_seed(0), "train")
+        self.start = start_marginals(reference.state).to(env.world.season)
         if privileged:
-            generator = torch.Generator(env.device).manual_seed(0)
-            reference = theta_to_matrix(env.population.draw(REFERENCE_CUSTOMERS, generator, "train").customers)
-            self.mean, self.std = reference.mean(0), reference.std(0).clamp_min(1e-6)
-            self.critic_dim += reference.shape[1]
+            theta = theta_to_matrix(reference.customers)
+            self.mean, self.std = theta.mean(0), theta.std(0).clamp_min(1e-6)
+            self.critic_dim += theta.shape[1]
 
     @property
     def face_value(self) -> Tensor:
@@ -90,6 +95,18 @@ class OffersLookahead:
             columns.append(theta.to(obs).expand(*obs.shape[:-1], -1))
         return torch.cat(columns, -1)
 
+    def draw_states(self, generator: torch.Generator) -> Tensor:
+        """Draw the levels that the view can write uniformly, those of subscribed customers, int64 [T, N].
+
+        A belief about habit tells of the customer's past, so its habit stays; fatigue and expectation are drawn.
+        """
+        visited = self.visited_states()
+        stride = INSIDE if "habit" in self.env.codec.writable_levels else LEVELS[1] * LEVELS[2]
+        drawn = torch.randint(stride, visited.shape, generator=generator, device=visited.device)
+        if stride == INSIDE:
+            return drawn
+        return torch.where(visited < INSIDE, visited // stride * stride + drawn, visited)
+
     def as_if_in(self, state: Tensor, obs: Tensor, action_mask: Tensor) -> tuple[Tensor, Tensor]:
         """Return observations and masks as if subscribed customers were in the states; masks depend on none of them."""
         other = self.customer_state(state.flatten())
@@ -119,7 +136,6 @@ class OffersLookahead:
         weeks, n = state.shape
         customers = env.customers[torch.arange(n, device=state.device).repeat(weeks)]
         week = torch.arange(weeks, device=state.device).repeat_interleave(n)
-        price = env.prices.flatten()
         at = VisitedStates(self.customer_state(state.flatten()), customers.alpha)
         this_week, next_week = (
             StateValues(
@@ -128,26 +144,85 @@ class OffersLookahead:
             )
             for values in (env.no_contact_values[:-1], env.no_contact_values[1:])
         )
+        inside, churned = self._expected(
+            customers, week, at, env.prices.flatten(), next_week, _until_the_end(next_values).flatten(1, 2)
+        )
+        no_contact, contact = (x - this_week.at(at.state) for x in inside)
+        if env.codec.hides_state:
+            is_unseen = state.flatten() == CHURNED_UNSEEN
+            no_contact = torch.where(is_unseen, churned[0], no_contact)
+            contact = torch.where(is_unseen, churned[1], contact)
+        every = torch.ones(weeks * n, 1, dtype=torch.bool, device=state.device)
+        table = pair_table(no_contact, contact, every)
+        return torch.where(state[..., None] < self.num_states, table.unflatten(0, (weeks, n)), 0.0)
+
+    def backup_as_observed(self, next_values: Tensor) -> Tensor:
+        """Return `backup`, averaged over the filtered states of customers who have not opted out, [T, N, P].
+
+        The states are filtered under the customers' true parameters, whatever a view's own belief assumes.
+        """
+        env = self.env
+        at, every = StateGrid(env.customers.alpha), torch.ones_like(env.prices[0], dtype=torch.bool)[:, None]
+        tables = []
+        for week, (posterior, values) in enumerate(zip(self.posteriors(), _until_the_end(next_values).unbind(1))):
+            inside, churned = self._expected(
+                env.customers, week, at, env.prices[week], env.no_contact_values[week + 1], values
+            )
+            subscribed, unseen = posterior.subscribed, posterior.churned
+            mean = [
+                (subscribed * (x - env.no_contact_values[week].subscribed)).sum((-4, -3, -2)) + unseen * y
+                for x, y in zip(inside, churned)
+            ]
+            tables.append(pair_table(*mean, every))
+        return torch.stack(tables)
+
+    def posteriors(self) -> list[Belief]:
+        """Return P(state | what a shop saw before the week) of each week so far, under the true parameters."""
+        env = self.env
+        offer, channel = env.sent_so_far
+        _, _, bought, redeemed, _ = env.outcomes_so_far > 0
+        status = env.states_so_far[3]
+        marginals = self.start[:, None].expand(-1, env.num_agents)
+        found = [Belief.from_marginals(marginals, status[0] == UNSUBSCRIBED)]
+        for week in range(env.episode_length - 1):
+            seen = SeenWeek.between(
+                status[week],
+                status[week + 1],
+                offer=offer[week],
+                channel=channel[week],
+                bought=bought[week],
+                redeemed=redeemed[week],
+                margin=env.customers.margin,
+            )
+            found.append(filter_week(env.customers, env.world, week, found[-1], seen)[0])
+        return found
+
+    def _expected(
+        self,
+        customers: Customers,
+        week: int | Tensor,
+        at: StateGrid | VisitedStates,
+        price: Tensor,
+        next_week: StateValues,
+        next_values: Tensor,
+    ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """Return E[r + V⁰ + V | s, a] of B subscribed customers, and of B who churned unseen.
+
+        Each is that of no contact, [*S] or [B], and of contacts, [O, C, *S] or [O, C, B]; *S is the shape of `at`.
+        `next_week` are next week's V⁰, `next_values` [K, B, S] next week's values beyond V⁰ in every future.
+        """
         # The probabilities of next states sum to 1: what a customer who churned unseen is still worth is added to all
         # actions, and taken from the values of all other states.
         tables, unseen = [], []
         for values in next_values:
-            beyond = functional.pad(values.flatten(0, 1), (0, 0, 0, n))  # after the last week nothing is beyond V⁰
-            churned = beyond[:, INSIDE:].sum(1)  # 0 where churn is seen
-            inside = (beyond[:, :INSIDE] - churned[:, None]).T.unflatten(0, LEVELS)
+            churned = values[:, INSIDE:].sum(1)  # 0 where churn is seen
+            inside = (values[:, :INSIDE] - churned[:, None]).T.unflatten(0, LEVELS)
             then = StateValues(next_week.subscribed + inside, next_week.unsubscribed - churned)
-            tables.append([x + churned for x in action_values(customers, env.world, week, at, price, then)])
+            tables.append([x + churned for x in action_values(customers, self.env.world, week, at, price, then)])
             unseen.append(churned)
-        (nothing, _), (_, contact) = tables[0], tables[-1]  # the first future is without a contact, the last with one
-        nothing, contact = nothing - this_week.at(at.state), contact - this_week.at(at.state)
-        if env.codec.hides_state:
-            is_unseen = state.flatten() == CHURNED_UNSEEN
-            cost = (1 + price) * env.world.catalogue.cost[:, None]
-            nothing = torch.where(is_unseen, unseen[0], nothing)
-            contact = torch.where(is_unseen, unseen[-1] - cost, contact)
-        every = torch.ones(weeks * n, 1, dtype=torch.bool, device=state.device)
-        table = pair_table(nothing, contact, every)
-        return torch.where(state[..., None] < self.num_states, table.unflatten(0, (weeks, n)), 0.0)
+        (no_contact, _), (_, contact) = tables[0], tables[-1]  # the first future is without a contact, the last with
+        cost = (1 + price) * self.env.world.catalogue.cost[:, None]
+        return (no_contact, contact), (unseen[0], (unseen[-1] - cost).expand(len(contact), -1, -1))
 
     def redeem_probability(self) -> Tensor:
         """Return P(redeem) of every pair in the states of a season's weeks, [T, N, offers, channels].
@@ -166,3 +241,8 @@ class OffersLookahead:
             redeemed = redeemed * (status != CHURNED)
         redeemed[0] = 0.0
         return redeemed.permute(2, 3, 0, 1)
+
+
+def _until_the_end(next_values: Tensor) -> Tensor:
+    """Append the values after a season's last week to those [K, T − 1, N, S] of its weeks: nothing is beyond V⁰."""
+    return functional.pad(next_values, (0, 0, 0, 0, 0, 1))

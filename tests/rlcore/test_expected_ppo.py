@@ -181,8 +181,8 @@ def test_drawn_states_have_the_exact_values_of_an_exact_critic():
     assert not torch.equal(state[..., 1], state[..., 2])
 
 
-def test_no_state_is_drawn_where_observations_hide_it(monkeypatch):
-    monkeypatch.setattr(TinyLookahead, "shows_state", False)
+def test_no_state_is_drawn_where_observations_cannot_be_written_anew(monkeypatch):
+    monkeypatch.setattr(TinyLookahead, "draws_states", False)
     ppo = make_tiny(1, drawn_states=2)
     _, critic_batch = ppo.compute_advantages(ppo.collect())
     assert torch.equal(critic_batch.state, ppo.lookahead.visited_states().flatten()[:, None])

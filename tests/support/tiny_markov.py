@@ -74,7 +74,8 @@ class TinyMarkov(VectorEnv):
 class TinyLookahead:
     """Its one-step model; a critic observes the step alone."""
 
-    num_states, num_futures, critic_dim, shows_state = STATES, 1, STEPS, True
+    num_states, num_futures, critic_dim = STATES, 1, STEPS
+    shows_state = draws_states = True
 
     def __init__(self, env: TinyMarkov):
         self.env = env
@@ -84,6 +85,9 @@ class TinyLookahead:
 
     def critic_obs(self, obs: Tensor) -> Tensor:
         return obs[..., STATES:]
+
+    def draw_states(self, generator: torch.Generator) -> Tensor:
+        return torch.randint(STATES, (STEPS, self.env.num_agents), generator=generator)
 
     def as_if_in(self, state: Tensor, obs: Tensor, action_mask: Tensor) -> tuple[Tensor, Tensor]:
         own = torch.nn.functional.one_hot(state, STATES).to(obs)

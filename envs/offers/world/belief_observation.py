@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
-from envs.offers.world.customers import EXPECTATIONS, FATIGUES, HABITS, Customers, CustomerState
+from envs.offers.world.customers import EXPECTATIONS, FATIGUES, HABITS, Customers, CustomerState, one_hot
 from envs.offers.world.filtering import CHUNK, NUM_MARGINALS, Belief, filter_week
 from envs.offers.world.hidden_observation import HidingCodec
 from envs.offers.world.history import PassedWeek
@@ -52,6 +52,7 @@ class BeliefCodec(HidingCodec):
 
     shows = ("beliefs", "counts")
     uses_equations = True  # the filter's
+    writable_levels = ("fatigue", "expectation")  # a belief about habit comes from purchases, and can't be written anew
     own_outlives_seasons = True  # a distribution stays one, however many weeks it was filtered by
 
     def __init__(
@@ -100,6 +101,14 @@ class BeliefCodec(HidingCodec):
             belief, _ = filter_week(customers[rows], self.world, passed.number, belief, passed.seen.take(rows))
             found.append(belief.marginals().T)
         return torch.cat(found).to(own)
+
+    def with_dynamics(self, obs: Tensor, state: CustomerState) -> Tensor:
+        """Return observations [B, D] as if fatigue and expectation were known to be those of other states."""
+        obs = obs.clone()
+        first = self.dynamics.start
+        known = torch.cat((one_hot(state.fatigue, FATIGUES), one_hot(state.expectation, EXPECTATIONS)), -1)
+        obs[:, first + HABITS : first + NUM_MARGINALS] = known.to(obs)
+        return obs
 
     def own_without_contacts(self, columns: Tensor) -> Tensor:
         """Return the marginals as if nothing had been sent or redeemed: neither fatigue nor expectation."""

@@ -20,6 +20,7 @@ class HidingCodec(ObservationCodec):
     """
 
     hides_state = True
+    writable_levels: tuple[str, ...] = ()
     num_statuses = 2  # subscribed, unsubscribed
     own_outlives_seasons = False  # whether the subclass's own numbers stay within training's range in later seasons
 

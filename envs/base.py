@@ -237,9 +237,9 @@ class LookaheadEnv(Protocol):
         """
 
     def as_if_in(self, state: Tensor, obs: Tensor, action_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Return observations [T, N, D] and masks [T, N, *nvec] as if agents were in the states [T, N] of `draw_states`.
+        """Return observations [T, N, D] and masks [T, N, *nvec] as if agents were in the states [T, N].
 
-        Given are those of the steps so far. Only if `draws_states`.
+        The states are of `draw_states`. Given are observations and masks of the steps so far. Only if `draws_states`.
         """
 
     def future_critic_obs(self, critic_obs: Tensor) -> Tensor:
@@ -256,7 +256,7 @@ class LookaheadEnv(Protocol):
     def backup_as_observed(self, next_values: Tensor) -> Tensor:
         """Return E[r + V(s′) | what was observed, a] of every flat action, [T, N, Πn]. Only where not `shows_state`.
 
-        `backup` is averaged over the states that an agent may be in: P(s | what was observed), known exactly.
+        It is Σ_s P(s | what was observed)·`backup`(s), and 0 for an agent that has left.
         """
 
 

@@ -195,9 +195,7 @@ class ExpectedPPO(OnPolicyAlgorithm):
             CriticBatch(*(column.flatten(0, 1) for column in critic_batch)),
         )
 
-    def targets_in_drawn_states(
-        self, rollout: Rollout, next_values: Tensor
-    ) -> tuple[list[Tensor], list[Tensor]]:
+    def targets_in_drawn_states(self, rollout: Rollout, next_values: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Draw `drawn_states` states for every step; return them and the one-step backup of each, [T, N] each.
 
         No trajectory begins in a drawn state, so the critic's target is the one-step backup.

@@ -168,13 +168,13 @@ class OffersLookahead:
             inside, churned = self._expected(
                 env.customers, week, at, env.prices[week], env.no_contact_values[week + 1], values
             )
-            subscribed, unseen = posterior.subscribed, posterior.churned
-            mean = [
-                (subscribed * (x - env.no_contact_values[week].subscribed)).sum((-4, -3, -2)) + unseen * y
+            no_contact, contact = (
+                (posterior.subscribed * (x - env.no_contact_values[week].subscribed)).sum((-4, -3, -2))
+                + posterior.churned * y
                 for x, y in zip(inside, churned)
-            ]
-            tables.append(pair_table(*mean, every))
-        return torch.stack(tables)
+            )
+            tables.append(pair_table(no_contact, contact, every))
+        return torch.where(self.visited_states()[..., None] < self.num_states, torch.stack(tables), 0.0)
 
     def posteriors(self) -> list[Belief]:
         """Return P(state | what a shop saw before the week) of each week so far, under the true parameters."""

@@ -188,6 +188,23 @@ def test_no_state_is_drawn_where_observations_cannot_be_written_anew(monkeypatch
     assert torch.equal(critic_batch.state, ppo.lookahead.visited_states().flatten()[:, None])
 
 
+def test_where_the_state_is_hidden_the_policy_learns_from_what_is_expected_of_it(monkeypatch):
+    """Advantages are of `backup_as_observed`, whatever the true state; the critic's targets stay the true state's."""
+    seen_ppo = make_tiny(1)
+    seen, seen_targets = seen_ppo.compute_advantages(seen_ppo.collect())
+    table = torch.randn(STEPS, seen_ppo.env.num_agents, ACTIONS, generator=torch.Generator().manual_seed(2))
+    monkeypatch.setattr(TinyLookahead, "shows_state", False)
+    monkeypatch.setattr(TinyLookahead, "backup_as_observed", lambda self, next_values: table, raising=False)
+    ppo = make_tiny(1)
+    hidden, hidden_targets = ppo.compute_advantages(ppo.collect())
+    assert torch.equal(hidden.log_prob, seen.log_prob) and torch.equal(hidden_targets.target, seen_targets.target)
+    prob = hidden.log_prob.exp()
+    expected = table.flatten(0, 1) - (prob * table.flatten(0, 1)).sum(-1, keepdim=True)
+    expected = torch.where(hidden.action_mask, expected, 0.0)
+    torch.testing.assert_close(hidden.advantage, expected)
+    assert not torch.allclose(hidden.advantage, seen.advantage)
+
+
 class ExactCritic(torch.nn.Module):
     """A critic that looks values [T, S] up by the step, which it observes one-hot."""
 

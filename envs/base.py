@@ -219,7 +219,7 @@ class LookaheadEnv(Protocol):
     """
 
     num_states: int  #: S
-    shows_state: bool  #: whether observations tell the state
+    filters_states: bool  #: whether observations hide the state, and its distribution, given these, is known
     draws_states: bool  #: whether observations can be written as if agents were in other states
     num_futures: int  #: K; 1 where an action decides nothing but the next state
     critic_dim: int  #: C, the length of a critic's observation
@@ -230,10 +230,10 @@ class LookaheadEnv(Protocol):
     def critic_obs(self, obs: Tensor) -> Tensor:
         """Return what a critic observes, [T, N, C], beside the observations [T, N, D] of all steps."""
 
-    def draw_states(self, generator: torch.Generator) -> Tensor:
-        """Draw a state that `as_if_in` can show, for every agent and step so far, int64 [T, N]. Only if `draws_states`.
+    def draw_states(self, visited: Tensor, generator: torch.Generator) -> Tensor:
+        """Draw states that `as_if_in` can show, beside the visited ones, int64 [T, N] each. Only if `draws_states`.
 
-        What observations hide of a state stays as visited: they tell of it, and another value would contradict them.
+        A part of the state that observations can't show stays as visited.
         """
 
     def as_if_in(self, state: Tensor, obs: Tensor, action_mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -253,10 +253,10 @@ class LookaheadEnv(Protocol):
         states.
         """
 
-    def backup_as_observed(self, next_values: Tensor) -> Tensor:
-        """Return E[r + V(s′) | what was observed, a] of every flat action, [T, N, Πn]. Only where not `shows_state`.
+    def expected_backup(self, next_values: Tensor) -> Tensor:
+        """Return `backup`, expected over the states of agents, given the observations so far, [T, N, Πn].
 
-        It is Σ_s P(s | what was observed)·`backup`(s), and 0 for an agent that has left.
+        The values of an agent that has left are 0. Only if `filters_states`, after the episode's last step.
         """
 
 

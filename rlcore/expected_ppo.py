@@ -39,14 +39,13 @@ class ExpectedPPO(OnPolicyAlgorithm):
     corrected for its bias towards the initial weights.
 
     The critic learns the value of the state that each step visits, and of `drawn_states` further states of each step.
-    These are drawn uniformly, and their target is the one-step backup. A policy that contacts an agent at nearly every
-    step never visits the agent's rested states, so that without drawn states the critic would not learn what rest is
-    worth. Only the part of a state is drawn that observations can be written for: an observed history tells of the
-    past, and another state would contradict it.
+    The target there is the one-step backup. A policy that contacts an agent at nearly every step never visits the
+    agent's rested states, so that without drawn states the critic would not learn what rest is worth. What observations
+    can show of a state is drawn uniformly, and the policy acts as if it observed this; the rest stays as visited.
 
-    Where observations hide the state, the policy cannot tell apart the states that an agent may be in. Its advantages
-    are averaged over them, by their exact probabilities given what was observed (Rao-Blackwell): the gradient then has
-    no noise from the state that happened to be the true one.
+    Where observations hide the state, the policy can't tell apart the states that an agent may be in. Its advantages
+    are then expected over these states, given the observations so far, if the environment knows their distribution.
+    Given the critic, the gradient has no noise from the state that happened to be the true one.
 
     Raises ValueError if the environment has no lookahead, if its rewards are not shaped, if its episodes differ in
     length, or if the network is no actor.
@@ -164,11 +163,11 @@ class ExpectedPPO(OnPolicyAlgorithm):
         # 2. Advantages of the policy that acted, and the critic's targets for visited and for drawn states.
         log_prob, action_value = self.evaluate_actions(rollout.obs, rollout.action_mask, visited, next_values)
         advantage, mean = returns.expected_advantages(action_value, log_prob.exp())
-        if not lookahead.shows_state:
-            as_observed = lookahead.backup_as_observed(self.gamma * next_values)
-            advantage, _ = returns.expected_advantages(as_observed, log_prob.exp())
+        if lookahead.filters_states:
+            action_value = lookahead.expected_backup(self.gamma * next_values)
+            advantage, _ = returns.expected_advantages(action_value, log_prob.exp())
         advantage = torch.where(rollout.action_mask.flatten(2), advantage, 0.0)
-        drawn, drawn_targets = self.targets_in_drawn_states(rollout, next_values)
+        drawn, drawn_targets = self.targets_in_drawn_states(rollout, visited, next_values)
         state = torch.stack((visited, *drawn), -1)
         value = at_states(values, state)
         target = returns.lambda_targets(mean, value[..., 0], self.gamma * self.td_lambda)
@@ -195,12 +194,14 @@ class ExpectedPPO(OnPolicyAlgorithm):
             CriticBatch(*(column.flatten(0, 1) for column in critic_batch)),
         )
 
-    def targets_in_drawn_states(self, rollout: Rollout, next_values: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    def targets_in_drawn_states(
+        self, rollout: Rollout, visited: Tensor, next_values: Tensor
+    ) -> tuple[list[Tensor], list[Tensor]]:
         """Draw `drawn_states` states for every step; return them and the one-step backup of each, [T, N] each.
 
         No trajectory begins in a drawn state, so the critic's target is the one-step backup.
         """
-        states = [self.lookahead.draw_states(self.generator) for _ in range(self.drawn_states)]
+        states = [self.lookahead.draw_states(visited, self.generator) for _ in range(self.drawn_states)]
         targets = []
         for state in states:
             obs, action_mask = self.lookahead.as_if_in(state, rollout.obs, rollout.action_mask)
@@ -214,7 +215,8 @@ class ExpectedPPO(OnPolicyAlgorithm):
     ) -> tuple[Tensor, Tensor]:
         """Evaluate all actions of agents that observe [T, N, D] in the states [T, N].
 
-        Returns their log-probabilities under the network, and their one-step backups, [T, N, P] each.
+        Returns their log-probabilities under the network, and their one-step backups, [T, N, P] each, which are finite
+        for masked actions too.
         """
         pi = self.network.distribution(obs.flatten(0, 1), action_mask.flatten(0, 1))
         log_prob = pi.log_probs.unflatten(0, state.shape)

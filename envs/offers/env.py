@@ -61,7 +61,7 @@ class OffersEnv(CustomerEnv):
         self.uniforms = torch.rand(self.episode_length, UNIFORMS, n, generator=self.generator, device=self.device)
         # the history's entries (KINDS) of each week so far
         self.outcomes_so_far = torch.zeros(len(KINDS), self.episode_length, n, device=self.device)
-        # offers and channels of each week so far, 0 for nothing, where the view needs a memory
+        # offers (0: nothing) and channels of each week so far, where the view hides the state
         self.sent_so_far = torch.zeros(2, self.episode_length, n, dtype=torch.long, device=self.device)
         # the customers' true states at the start of each week, also where the view hides them
         self.states_so_far = torch.stack(self.state)[:, None].repeat(1, self.episode_length, 1)
@@ -147,7 +147,8 @@ class OffersEnv(CustomerEnv):
         if self.codec.memory_dim:
             offer, channel = action.unbind(-1)
             offer = torch.where(info["contacted"], offer, 0)
-            self.sent_so_far[:, t].copy_(torch.stack((offer, channel)))
+            if self.codec.hides_state:
+                self.sent_so_far[:, t].copy_(torch.stack((offer, channel)))
             seen = SeenWeek.between(
                 self.state.status,
                 next_state.status,

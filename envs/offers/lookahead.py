@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import product
 from typing import TYPE_CHECKING
 
@@ -9,14 +10,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from envs.offers.planning.batching import batches
 from envs.offers.planning.dynamic_program import action_values
 from envs.offers.planning.state_values import StateGrid, StateValues, VisitedStates
 from envs.offers.policies.base import pair_table
 from envs.offers.populations.base import LEVELS, theta_to_matrix
-from envs.offers.world.belief_observation import start_marginals
 from envs.offers.world.customers import CHURNED, SUBSCRIBED, UNSUBSCRIBED, Customers, CustomerState
-from envs.offers.world.filtering import Belief, filter_week
-from envs.offers.world.history import SeenWeek
+from envs.offers.world.filtering import Belief, filter_week, start_belief
+from envs.offers.world.history import KINDS, SeenWeek
 from envs.offers.world.response import attention, purchase_if_seen, utility
 
 if TYPE_CHECKING:
@@ -43,18 +44,17 @@ class OffersLookahead:
         self.env, self.privileged = env, privileged
         codec = env.codec
         self.num_states = INSIDE + codec.hides_state
-        self.shows_state = not codec.hides_state
-        self.draws_states = bool(codec.writable_levels)
+        self.filters_states = codec.hides_state and env.population.starts_alike
+        self.draws_states = codec.num_writable > 0
         self.moved = slice(codec.dynamics.start, codec.status.stop)  # columns of an observation that a week moves
         self.caps = slice(env.static_dim, codec.dynamics.start)  # columns of the contact caps
         self.num_futures = 2 if self.caps.stop > self.caps.start else 1
         self.critic_dim = env.obs_dim - (codec.status.stop - codec.dynamics.start)
-        reference = env.population.draw(REFERENCE_CUSTOMERS, torch.Generator(env.device).manual_seed(0), "train")
-        self.start = start_marginals(reference.state).to(env.world.season)
         if privileged:
-            theta = theta_to_matrix(reference.customers)
-            self.mean, self.std = theta.mean(0), theta.std(0).clamp_min(1e-6)
-            self.critic_dim += theta.shape[1]
+            generator = torch.Generator(env.device).manual_seed(0)
+            reference = theta_to_matrix(env.population.draw(REFERENCE_CUSTOMERS, generator, "train").customers)
+            self.mean, self.std = reference.mean(0), reference.std(0).clamp_min(1e-6)
+            self.critic_dim += reference.shape[1]
 
     @property
     def face_value(self) -> Tensor:
@@ -95,22 +95,25 @@ class OffersLookahead:
             columns.append(theta.to(obs).expand(*obs.shape[:-1], -1))
         return torch.cat(columns, -1)
 
-    def draw_states(self, generator: torch.Generator) -> Tensor:
-        """Draw the levels that the view can write uniformly, those of subscribed customers, int64 [T, N].
+    def draw_states(self, visited: Tensor, generator: torch.Generator) -> Tensor:
+        """Draw states of subscribed customers uniformly, as far as the view can write them, int64 [T, N].
 
-        A belief about habit tells of the customer's past, so its habit stays; fatigue and expectation are drawn.
+        Under a belief habit stays as visited. A customer who churned unseen stays in that state.
         """
-        visited = self.visited_states()
-        stride = INSIDE if "habit" in self.env.codec.writable_levels else LEVELS[1] * LEVELS[2]
-        drawn = torch.randint(stride, visited.shape, generator=generator, device=visited.device)
-        if stride == INSIDE:
-            return drawn
-        return torch.where(visited < INSIDE, visited // stride * stride + drawn, visited)
+        written = self.env.codec.num_writable
+        drawn = torch.randint(written, visited.shape, generator=generator, device=visited.device)
+        return torch.where(
+            visited == CHURNED_UNSEEN, visited, visited.clamp_max(INSIDE - 1) // written * written + drawn
+        )
 
     def as_if_in(self, state: Tensor, obs: Tensor, action_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Return observations and masks as if subscribed customers were in the states; masks depend on none of them."""
+        """Return observations and masks as if subscribed customers were in the states; masks depend on none of them.
+
+        The observation of a customer who churned unseen stays.
+        """
         other = self.customer_state(state.flatten())
-        return self.env.codec.with_dynamics(obs.flatten(0, 1), other).unflatten(0, state.shape), action_mask
+        written = self.env.codec.with_dynamics(obs.flatten(0, 1), other).unflatten(0, state.shape)
+        return torch.where((state < INSIDE)[..., None], written, obs), action_mask
 
     def future_critic_obs(self, critic_obs: Tensor) -> Tensor:
         """Return critics' observations [K, T − 1, N, C] of the next week, without and with a contact this week."""
@@ -144,7 +147,7 @@ class OffersLookahead:
             )
             for values in (env.no_contact_values[:-1], env.no_contact_values[1:])
         )
-        inside, churned = self._expected(
+        inside, churned = self._action_values(
             customers, week, at, env.prices.flatten(), next_week, _until_the_end(next_values).flatten(1, 2)
         )
         no_contact, contact = (x - this_week.at(at.state) for x in inside)
@@ -156,48 +159,55 @@ class OffersLookahead:
         table = pair_table(no_contact, contact, every)
         return torch.where(state[..., None] < self.num_states, table.unflatten(0, (weeks, n)), 0.0)
 
-    def backup_as_observed(self, next_values: Tensor) -> Tensor:
-        """Return `backup`, averaged over the filtered states of customers who have not opted out, [T, N, P].
+    def expected_backup(self, next_values: Tensor) -> Tensor:
+        """Return `backup`, expected over the filtered states of customers who have not opted out, [T, N, P].
 
         The states are filtered under the customers' true parameters, whatever a view's own belief assumes.
         """
-        env = self.env
-        at, every = StateGrid(env.customers.alpha), torch.ones_like(env.prices[0], dtype=torch.bool)[:, None]
+        next_values = _until_the_end(next_values)
+        tables = [self._expected_backup(rows, next_values[:, :, rows]) for rows in batches(self.env.customers.alpha)]
+        return torch.where(self.visited_states()[..., None] < self.num_states, torch.cat(tables, 1), 0.0)
+
+    def _expected_backup(self, rows: slice, next_values: Tensor) -> Tensor:
+        """Return `expected_backup` of some customers; `next_values` are [K, T, n, S]."""
+        env, customers = self.env, self.env.customers[rows]
+        at, every = StateGrid(customers.alpha), torch.ones(len(customers), 1, dtype=torch.bool, device=env.device)
         tables = []
-        for week, (posterior, values) in enumerate(zip(self.posteriors(), _until_the_end(next_values).unbind(1))):
-            inside, churned = self._expected(
-                env.customers, week, at, env.prices[week], env.no_contact_values[week + 1], values
+        for week, belief in enumerate(self.beliefs(rows)):
+            now, then = (env.no_contact_values[k].take(rows) for k in (week, week + 1))
+            inside, churned = self._action_values(
+                customers, week, at, env.prices[week, rows], then, next_values[:, week]
             )
-            no_contact, contact = (
-                (posterior.subscribed * (x - env.no_contact_values[week].subscribed)).sum((-4, -3, -2))
-                + posterior.churned * y
-                for x, y in zip(inside, churned)
-            )
-            tables.append(pair_table(no_contact, contact, every))
-        return torch.where(self.visited_states()[..., None] < self.num_states, torch.stack(tables), 0.0)
+            no_contact, contact = (belief.expect(x, y) for x, y in zip(inside, churned))
+            already = belief.expect(now.subscribed, torch.zeros_like(belief.churned))
+            tables.append(pair_table(no_contact - already, contact - already, every))
+        return torch.stack(tables)
 
-    def posteriors(self) -> list[Belief]:
-        """Return P(state | what a shop saw before the week) of each week so far, under the true parameters."""
-        env = self.env
-        offer, channel = env.sent_so_far
-        _, _, bought, redeemed, _ = env.outcomes_so_far > 0
-        status = env.states_so_far[3]
-        marginals = self.start[:, None].expand(-1, env.num_agents)
-        found = [Belief.from_marginals(marginals, status[0] == UNSUBSCRIBED)]
-        for week in range(env.episode_length - 1):
-            seen = SeenWeek.between(
-                status[week],
-                status[week + 1],
-                offer=offer[week],
-                channel=channel[week],
-                bought=bought[week],
-                redeemed=redeemed[week],
-                margin=env.customers.margin,
-            )
-            found.append(filter_week(env.customers, env.world, week, found[-1], seen)[0])
-        return found
+    def beliefs(self, rows: slice) -> Iterator[Belief]:
+        """Yield P(state | what a shop saw before the week) of some customers, under their true parameters, by week."""
+        env, customers = self.env, self.env.customers[rows]
+        offer, channel = env.sent_so_far[:, :, rows]
+        bought, redeemed = (
+            env.outcomes_so_far[KINDS.index(kind), :, rows] > 0 for kind in ("purchases", "redemptions")
+        )
+        status = env.states_so_far[3, :, rows]
+        belief = start_belief(customers)
+        for week in range(env.episode_length):
+            if week > 0:
+                last = week - 1
+                seen = SeenWeek.between(
+                    status[last],
+                    status[week],
+                    offer=offer[last],
+                    channel=channel[last],
+                    bought=bought[last],
+                    redeemed=redeemed[last],
+                    margin=customers.margin,
+                )
+                belief, _ = filter_week(customers, env.world, last, belief, seen)
+            yield belief
 
-    def _expected(
+    def _action_values(
         self,
         customers: Customers,
         week: int | Tensor,

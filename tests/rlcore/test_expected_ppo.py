@@ -189,12 +189,12 @@ def test_no_state_is_drawn_where_observations_cannot_be_written_anew(monkeypatch
 
 
 def test_where_the_state_is_hidden_the_policy_learns_from_what_is_expected_of_it(monkeypatch):
-    """Advantages are of `backup_as_observed`, whatever the true state; the critic's targets stay the true state's."""
+    """Advantages are of `expected_backup`, whatever the true state; the critic's targets stay the true state's."""
     seen_ppo = make_tiny(1)
     seen, seen_targets = seen_ppo.compute_advantages(seen_ppo.collect())
     table = torch.randn(STEPS, seen_ppo.env.num_agents, ACTIONS, generator=torch.Generator().manual_seed(2))
-    monkeypatch.setattr(TinyLookahead, "shows_state", False)
-    monkeypatch.setattr(TinyLookahead, "backup_as_observed", lambda self, next_values: table, raising=False)
+    monkeypatch.setattr(TinyLookahead, "filters_states", True)
+    monkeypatch.setattr(TinyLookahead, "expected_backup", lambda self, next_values: table, raising=False)
     ppo = make_tiny(1)
     hidden, hidden_targets = ppo.compute_advantages(ppo.collect())
     assert torch.equal(hidden.log_prob, seen.log_prob) and torch.equal(hidden_targets.target, seen_targets.target)

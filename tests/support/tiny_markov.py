@@ -75,7 +75,7 @@ class TinyLookahead:
     """Its one-step model; a critic observes the step alone."""
 
     num_states, num_futures, critic_dim = STATES, 1, STEPS
-    shows_state = draws_states = True
+    filters_states, draws_states = False, True
 
     def __init__(self, env: TinyMarkov):
         self.env = env
@@ -86,8 +86,8 @@ class TinyLookahead:
     def critic_obs(self, obs: Tensor) -> Tensor:
         return obs[..., STATES:]
 
-    def draw_states(self, generator: torch.Generator) -> Tensor:
-        return torch.randint(STATES, (STEPS, self.env.num_agents), generator=generator)
+    def draw_states(self, visited: Tensor, generator: torch.Generator) -> Tensor:
+        return torch.randint(STATES, visited.shape, generator=generator)
 
     def as_if_in(self, state: Tensor, obs: Tensor, action_mask: Tensor) -> tuple[Tensor, Tensor]:
         own = torch.nn.functional.one_hot(state, STATES).to(obs)

@@ -80,10 +80,10 @@ class BeliefPlanner(KnapsackPolicy):
         no_contact, contact = action_values(
             customers, self.world, week, at, 0.0, self._next_values(week, rows), self.scarcity
         )
-        inside = belief.subscribed
-        contact = (inside * contact).sum((2, 3, 4)) - catalogue.cost[:, None] * belief.churned - self.fee  # [O, C, N]
-        value = pair_table((inside * no_contact).sum((0, 1, 2)), contact, options.action_mask)
-        return upper_hull(value, expected_outcome(customers, self.world, week, inside).spend)
+        contact = belief.expect(contact, -catalogue.cost[:, None]) - self.fee  # [O, C, N]
+        no_contact = belief.expect(no_contact, torch.zeros_like(belief.churned))
+        value = pair_table(no_contact, contact, options.action_mask)
+        return upper_hull(value, expected_outcome(customers, self.world, week, belief.subscribed).spend)
 
 
 class BeliefRanking(ResponseRanking):

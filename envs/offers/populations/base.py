@@ -33,6 +33,10 @@ class Population(Protocol):
     """A source of the customers of a season."""
 
     @property
+    def starts_alike(self) -> bool:
+        """Whether states at a season's start are drawn alike, by `start_belief` (envs/offers/world/filtering.py)."""
+
+    @property
     def num_features(self) -> int:
         """Number of features F."""
 
@@ -76,6 +80,7 @@ class NothingFitted:
 class GivenCustomers(ABC):
     """Customers that a file lists, as rows of its columns, split into train and test."""
 
+    starts_alike = True
     customers: dict[str, Tensor]  #: {"train": rows, "test": rows}, int64
     ids: list[str]
     columns: dict[str, np.ndarray]  #: of the H customers, [H] each

@@ -78,6 +78,8 @@ def replay(c: Customers, active: Tensor, redeemed: Tensor, generator: torch.Gene
 class CompleteJourney(NothingFitted, GivenCustomers):
     """The households, split once into train and test; each draw draws anew the θ that public data can't identify."""
 
+    starts_alike = False  # a household's state at the start follows from its purchases in the window
+
     def __init__(
         self,
         catalogue: Catalogue,

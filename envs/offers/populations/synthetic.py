@@ -18,6 +18,7 @@ class SyntheticPopulation(NothingFitted):
     columns = None
     ids = None
     given = None
+    starts_alike = True
 
     def __init__(self, catalogue: Catalogue, *, priors: dict, r2: float, reference_size: int, mixing_seed: int):
         if not 0 < r2 <= 1:

@@ -158,6 +158,11 @@ class TwinPopulation:
         """Customers of the base population that a file lists."""
         return self.base.given
 
+    @property
+    def starts_alike(self) -> bool:
+        """Whether the base population's customers begin a season in states that are drawn alike."""
+        return self.base.starts_alike
+
     def members(self) -> list[TwinPopulation]:
         """Return, for each member of the ensemble, the population in which all customers respond as that member."""
         alone = [copy(self) for _ in self.networks]

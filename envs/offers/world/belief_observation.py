@@ -52,7 +52,7 @@ class BeliefCodec(HidingCodec):
 
     shows = ("beliefs", "counts")
     uses_equations = True  # the filter's
-    writable_levels = ("fatigue", "expectation")  # a belief about habit comes from purchases, and can't be written anew
+    num_writable = FATIGUES * EXPECTATIONS  # habit stays: a belief about habit comes from purchases
     own_outlives_seasons = True  # a distribution stays one, however many weeks it was filtered by
 
     def __init__(
@@ -103,7 +103,7 @@ class BeliefCodec(HidingCodec):
         return torch.cat(found).to(own)
 
     def with_dynamics(self, obs: Tensor, state: CustomerState) -> Tensor:
-        """Return observations [B, D] as if fatigue and expectation were known to be those of other states."""
+        """Return observations [B, D] that show fatigue and expectation of other states as known; the rest stays."""
         obs = obs.clone()
         first = self.dynamics.start
         known = torch.cat((one_hot(state.fatigue, FATIGUES), one_hot(state.expectation, EXPECTATIONS)), -1)

@@ -71,6 +71,13 @@ class Belief(NamedTuple):
         inside = (active * ~opted_out)[:, None, None] * fatigue[:, None] * expectation
         return cls(inside, active * opted_out, churned[0])
 
+    def expect(self, subscribed: Tensor, churned: Tensor) -> Tensor:
+        """Return the expectation of values of subscribed states [..., 6, 4, 3, N] and of churned customers [..., N].
+
+        Unsubscribed customers count as 0.
+        """
+        return (self.subscribed * subscribed).sum((-4, -3, -2)) + self.churned * churned
+
     def entropy(self) -> Tensor:
         """Return the entropy of the state, nats, [N]."""
         p = torch.cat((self.subscribed.flatten(0, 2), self.unsubscribed, self.churned[None]))

@@ -20,7 +20,7 @@ class HidingCodec(ObservationCodec):
     """
 
     hides_state = True
-    writable_levels: tuple[str, ...] = ()
+    num_writable = 0
     num_statuses = 2  # subscribed, unsubscribed
     own_outlives_seasons = False  # whether the subclass's own numbers stay within training's range in later seasons
 
@@ -52,6 +52,10 @@ class HidingCodec(ObservationCodec):
 
     def own_without_contacts(self, columns: Tensor) -> Tensor:
         """Return the subclass's own columns as if nothing had been sent or redeemed."""
+        raise NotImplementedError
+
+    def with_dynamics(self, obs: Tensor, state: CustomerState) -> Tensor:
+        """Raise NotImplementedError: what was seen of a season can't be written for other states."""
         raise NotImplementedError
 
     # ── memory ──────────────────────────────────────────────────────────────────────────────────────────────────────

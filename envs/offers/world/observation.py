@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from math import prod
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -57,8 +58,7 @@ class ObservationCodec:
     hides_state = False  #: whether habit, fatigue, expectation and churn can't be read out of an observation
     num_dynamics = sum(DYNAMICS.values())  #: columns between features and status
     num_statuses = STATUSES  #: columns of the status
-    #: of a state, that `with_dynamics` writes
-    writable_levels: tuple[str, ...] = tuple(DYNAMICS)
+    num_writable = prod(DYNAMICS.values())  #: states that `with_dynamics` can write where the rest of a state stays
     memory_dim = 0  #: numbers M that a customer's row must remember
 
     def __init__(self, setting: ViewSetting):
@@ -148,7 +148,7 @@ class ObservationCodec:
         return obs
 
     def with_dynamics(self, obs: Tensor, state: CustomerState) -> Tensor:
-        """Return observations [B, D] with the `writable_levels` of other states."""
+        """Return observations [B, D] as if customers were in other states, which are [B] each."""
         obs = obs.clone()
         obs[:, self.dynamics.start : self.dynamics.start + ObservationCodec.num_dynamics] = torch.cat(
             [x.to(obs) for x in one_hot_dynamics(state)], -1

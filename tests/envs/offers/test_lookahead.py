@@ -255,14 +255,24 @@ def test_a_customer_who_churns_unseen_keeps_a_value_and_stays_so():
 
 # ── what a policy that does not see the state can know of it ────────────────────────────────────────────────────────
 @pytest.mark.slow
-def test_as_observed_a_backup_is_that_of_every_state_by_its_probability():
+@pytest.mark.parametrize("rules", ["none", "caps"])
+def test_the_expected_backup_is_that_of_every_state_by_its_probability(rules):
     """One state at a time by `backup`, which is tested against enumeration, under any values of next states."""
-    env, _, lookahead = unseen_season()
-    later = torch.randn(1, WEEKS - 1, 300, 73, generator=torch.Generator().manual_seed(7))
-    found = lookahead.backup_as_observed(later)
+    env = configuration.make_env(
+        "env/observation=history",
+        f"env/contact_rules={rules}",
+        "env.num_agents=300",
+        "env.population.reference_size=200",
+    )
+    played(env)
+    lookahead = env.as_lookahead(privileged=False)
+    futures = {"none": 1, "caps": 2}[rules]
+    assert lookahead.num_futures == futures and lookahead.filters_states
+    later = torch.randn(futures, WEEKS - 1, 300, 73, generator=torch.Generator().manual_seed(7))
+    found = lookahead.expected_backup(later)
     expected = torch.zeros_like(found)
-    posteriors = lookahead.posteriors()
-    shares = torch.stack([torch.cat((x.subscribed.flatten(0, 2), x.churned[None])) for x in posteriors])
+    beliefs = list(lookahead.beliefs(slice(None)))
+    shares = torch.stack([torch.cat((x.subscribed.flatten(0, 2), x.churned[None])) for x in beliefs])
     for s in range(73):
         expected += shares[:, s, :, None] * lookahead.backup(torch.full((WEEKS, 300), s), later)
     has_opted_out = (env.states_so_far[3] == UNSUBSCRIBED).cumsum(0) > 0
@@ -272,50 +282,59 @@ def test_as_observed_a_backup_is_that_of_every_state_by_its_probability():
 
 
 @pytest.mark.slow
-def test_the_posterior_of_the_state_is_calibrated():
-    """How often a level is the true one, week by week, beside its filtered probability; churn included."""
+def test_beliefs_are_calibrated_and_tell_customers_apart():
+    """How often a level is the true one, beside its filtered probability: in all, and weighted by the probability.
+
+    Weighted, a belief that ignores what was seen of a customer, or that is another customer's, is found out.
+    """
     env = configuration.make_env("env/observation=history", "env.num_agents=6000", "env.population.reference_size=200")
     played(env)
     lookahead = env.as_lookahead(privileged=False)
-    state = lookahead.visited_states()
-    known = torch.stack([x.marginals() for x in lookahead.posteriors()])[:, :-1]  # [T, 13, N], of who did not churn
-    churned = torch.stack([x.churned for x in lookahead.posteriors()])
-    subscribed = state < 73  # as far as a shop sees
+    state, beliefs = lookahead.visited_states(), list(lookahead.beliefs(slice(None)))
     levels = lookahead.customer_state(state)[:3]
     true = torch.cat([torch.nn.functional.one_hot(x, n) for x, n in zip(levels, LEVELS)], -1).transpose(1, 2)
-    inside = ((state < 72) & subscribed)[:, None]
-    events = torch.cat((true * inside, (state == 72)[:, None]), 1)
-    chances = torch.cat((known * (1 - churned)[:, None], churned[:, None]), 1) * subscribed[:, None]
-    for week in (1, 4, 11):
-        deviation = (chances[week] * (1 - chances[week])).sum(-1).sqrt()
-        z = (events[week] - chances[week]).sum(-1) / deviation.clamp_min(1.0)
-        assert z.abs().max() < 4.5, (week, z)
-    assert churned[11][subscribed[11]].std() > 0.1 and known[11, :6].std(-1).max() > 0.1  # observations tell something
+    for week in (0, 1, 4, 11):
+        *known, churned = beliefs[week].marginals()
+        chances = torch.stack([x * (1 - churned) for x in known] + [churned])
+        events = torch.cat((true[week] * (state[week] < 72), (state[week] == 72)[None]))
+        subscribed = state[week] < 73  # as far as a shop sees
+        chances, events = chances[:, subscribed].double(), events[:, subscribed].double()
+        for weight in (torch.ones_like(chances), chances):
+            deviation = (weight**2 * chances * (1 - chances)).sum(-1).sqrt()
+            z = (weight * (events - chances)).sum(-1) / deviation.clamp_min(1.0)
+            assert z.abs().max() < 4.5, (week, z)
+
+
+def test_seasons_begin_as_the_filter_assumes():
+    env = configuration.make_env("env/observation=history", "env.num_agents=6000", "env.population.reference_size=200")
+    env.reset()
+    assert env.population.starts_alike
+    state = env.as_lookahead(privileged=False).visited_states()[0]
+    share = torch.bincount(state, minlength=73)[:72].double() / 6000
+    expected = next(env.as_lookahead(privileged=False).beliefs(slice(1))).subscribed.flatten().double()
+    assert ((share - expected).abs() <= 4.5 * (expected * (1 - expected) / 6000).sqrt()).all()
 
 
 def test_a_belief_shows_drawn_fatigue_and_expectation_and_keeps_the_habit():
     """Fatigue and expectation uniform and known; habit, status, counts, week and price stay as they were."""
     env = configuration.make_env("env/observation=belief", "env.num_agents=400", "env.population.reference_size=200")
     rollout, lookahead = played(env), env.as_lookahead(privileged=False)
-    assert lookahead.draws_states and not lookahead.shows_state
-    visited, drawn = lookahead.visited_states(), lookahead.draw_states(torch.Generator().manual_seed(3))
-    inside = visited < 72
-    assert torch.equal(drawn[~inside], visited[~inside]) and torch.equal(drawn[inside] // 12, visited[inside] // 12)
+    assert lookahead.draws_states
+    visited = lookahead.visited_states()
+    drawn = lookahead.draw_states(visited, torch.Generator().manual_seed(3))
+    inside, unseen = visited < 72, visited == 72
+    assert (drawn[unseen] == 72).all() and unseen.any()
+    assert torch.equal(drawn[inside] // 12, visited[inside] // 12)
     share = torch.bincount(drawn[inside] % 12, minlength=12) / inside.sum()
     assert (share - 1 / 12).abs().max() < 4.5 * (1 / 12 / inside.sum()) ** 0.5
     obs, action_mask = lookahead.as_if_in(drawn, rollout.obs, rollout.action_mask)
-    assert torch.equal(action_mask, rollout.action_mask)
+    assert torch.equal(action_mask, rollout.action_mask) and torch.equal(obs[unseen], rollout.obs[unseen])
     written = slice(env.codec.dynamics.start + LEVELS[0], env.codec.dynamics.start + sum(LEVELS))
     rest = [i for i in range(env.obs_dim) if not written.start <= i < written.stop]
     assert torch.equal(obs[..., rest], rollout.obs[..., rest])
     fatigue, expectation = obs[inside][:, written].split(LEVELS[1:], -1)
     assert torch.equal(3 * fatigue.argmax(-1) + expectation.argmax(-1), drawn[inside] % 12)
     assert ((fatigue == 1) | (fatigue == 0)).all() and ((expectation == 1) | (expectation == 0)).all()
-
-
-def test_a_history_can_not_be_written_anew():
-    _, _, lookahead = unseen_season()
-    assert not lookahead.draws_states and not lookahead.shows_state
 
 
 # ── redemptions ─────────────────────────────────────────────────────────────────────────────────────────────────────

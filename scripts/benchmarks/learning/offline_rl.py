@@ -25,6 +25,8 @@ from scripts.benchmarks.common.logs import log_seasons
 from scripts.benchmarks.common.timing import timed
 from scripts.benchmarks.common.training import fit_to_log
 
+MARKERS = "oDsx"  # of the learners in the plot
+
 
 def run(
     directory: Path,
@@ -141,10 +143,12 @@ def draw_scores(rows: list[dict]) -> Figure:
                 half,
                 color=COLORS[j],
                 linestyle="-" if k == 0 else ":",
-                marker="o",
+                marker=MARKERS[j],
+                markerfacecolor="none",  # lines of equal scores lie on each other
+                markersize=9,
                 label=f"{learner}, {world}",
             )
     axes.set_xscale("log")
     if rows:
-        axes.legend()
+        figure.legend(loc="outside lower center", ncol=4, frameon=False, fontsize=8)
     return figure

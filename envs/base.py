@@ -256,7 +256,7 @@ class LookaheadEnv(Protocol):
     def expected_backup(self, next_values: Tensor) -> Tensor:
         """Return `backup`, expected over the states of agents, given the observations so far, [T, N, Πn].
 
-        The values of an agent that has left are 0. Only if `filters_states`, after the episode's last step.
+        The values of an agent that has left are 0. Call it after the episode's last step, and only if `filters_states`.
         """
 
 

@@ -40,8 +40,9 @@ class ExpectedPPO(OnPolicyAlgorithm):
 
     The critic learns the value of the state that each step visits, and of `drawn_states` further states of each step.
     The target there is the one-step backup. A policy that contacts an agent at nearly every step never visits the
-    agent's rested states, so that without drawn states the critic would not learn what rest is worth. What observations
-    can show of a state is drawn uniformly, and the policy acts as if it observed this; the rest stays as visited.
+    agent's rested states, so that without drawn states the critic would not learn what rest is worth. What can be
+    rewritten in an observation is drawn uniformly, and the policy acts as if it observed this. The rest stays as
+    visited.
 
     Where observations hide the state, the policy can't tell apart the states that an agent may be in. Its advantages
     are then expected over these states, given the observations so far, if the environment knows their distribution.

@@ -163,10 +163,10 @@ class ExpectedPPO(OnPolicyAlgorithm):
             next_values = self.critic(lookahead.future_critic_obs(critic_obs))
         # 2. Advantages of the policy that acted, and the critic's targets for visited and for drawn states.
         log_prob, action_value = self.evaluate_actions(rollout.obs, rollout.action_mask, visited, next_values)
-        advantage, mean = returns.expected_advantages(action_value, log_prob.exp())
+        prob = log_prob.exp()
+        advantage, mean = returns.expected_advantages(action_value, prob)
         if lookahead.filters_states:
-            action_value = lookahead.expected_backup(self.gamma * next_values)
-            advantage, _ = returns.expected_advantages(action_value, log_prob.exp())
+            advantage, _ = returns.expected_advantages(lookahead.expected_backup(self.gamma * next_values), prob)
         advantage = torch.where(rollout.action_mask.flatten(2), advantage, 0.0)
         drawn, drawn_targets = self.targets_in_drawn_states(rollout, visited, next_values)
         state = torch.stack((visited, *drawn), -1)

@@ -39,7 +39,7 @@ class OffersEnv(CustomerEnv):
         "uniforms",
         "memory",
         "outcomes_so_far",
-        "sent_so_far",
+        "seen_so_far",
         "states_so_far",
         "prices",
         "drift",
@@ -61,8 +61,8 @@ class OffersEnv(CustomerEnv):
         self.uniforms = torch.rand(self.episode_length, UNIFORMS, n, generator=self.generator, device=self.device)
         # the history's entries (KINDS) of each week so far
         self.outcomes_so_far = torch.zeros(len(KINDS), self.episode_length, n, device=self.device)
-        # offers (0: nothing) and channels of each week so far, where the view hides the state
-        self.sent_so_far = torch.zeros(2, self.episode_length, n, dtype=torch.long, device=self.device)
+        # what a shop saw of each week so far, [T, N] each, where the view hides the state
+        self.seen_so_far = SeenWeek.zeros(self.episode_length, n, like=self.uniforms)
         # the customers' true states at the start of each week, also where the view hides them
         self.states_so_far = torch.stack(self.state)[:, None].repeat(1, self.episode_length, 1)
         self.prices, self.drift = self._draw_price_paths(self.calendar[:, None], n, self.generator)
@@ -146,18 +146,18 @@ class OffersEnv(CustomerEnv):
             info["reward"] = info["reward"] + self.no_contact_values[-1].at(next_state)
         if self.codec.memory_dim:
             offer, channel = action.unbind(-1)
-            offer = torch.where(info["contacted"], offer, 0)
-            if self.codec.hides_state:
-                self.sent_so_far[:, t].copy_(torch.stack((offer, channel)))
             seen = SeenWeek.between(
                 self.state.status,
                 next_state.status,
-                offer=offer,
+                offer=torch.where(info["contacted"], offer, 0),
                 channel=channel,
                 bought=info["trips"],
                 redeemed=info["redeemed"],
                 margin=self.customers.margin,
             )
+            if self.codec.hides_state:
+                for weeks, week in zip(self.seen_so_far, seen):
+                    weeks[t].copy_(week)
             passed = PassedWeek(self.calendar[t : t + 1], seen, self.state, next_state)
             self.passed, self.memory = passed, self.remember_week(self.memory, passed)
         self.outcomes_so_far[:, t].copy_(outcomes_of_week)

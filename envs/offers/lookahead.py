@@ -17,7 +17,6 @@ from envs.offers.policies.base import pair_table
 from envs.offers.populations.base import LEVELS, theta_to_matrix
 from envs.offers.world.customers import CHURNED, SUBSCRIBED, UNSUBSCRIBED, Customers, CustomerState
 from envs.offers.world.filtering import Belief, filter_week, start_belief
-from envs.offers.world.history import KINDS, SeenWeek
 from envs.offers.world.response import attention, purchase_if_seen, utility
 
 if TYPE_CHECKING:
@@ -186,25 +185,10 @@ class OffersLookahead:
     def beliefs(self, rows: slice) -> Iterator[Belief]:
         """Yield P(state | what a shop saw before the week) of some customers, under their true parameters, by week."""
         env, customers = self.env, self.env.customers[rows]
-        offer, channel = env.sent_so_far[:, :, rows]
-        bought, redeemed = (
-            env.outcomes_so_far[KINDS.index(kind), :, rows] > 0 for kind in ("purchases", "redemptions")
-        )
-        status = env.states_so_far[3, :, rows]
         belief = start_belief(customers)
-        for week in range(env.episode_length):
-            if week > 0:
-                last = week - 1
-                seen = SeenWeek.between(
-                    status[last],
-                    status[week],
-                    offer=offer[last],
-                    channel=channel[last],
-                    bought=bought[last],
-                    redeemed=redeemed[last],
-                    margin=customers.margin,
-                )
-                belief, _ = filter_week(customers, env.world, last, belief, seen)
+        yield belief
+        for week in range(env.episode_length - 1):
+            belief, _ = filter_week(customers, env.world, week, belief, env.seen_so_far.take((week, rows)))
             yield belief
 
     def _action_values(

@@ -39,6 +39,12 @@ class SeenWeek(NamedTuple):
         opted_out = (status == SUBSCRIBED) & (next_status == UNSUBSCRIBED)
         return cls(offer, channel, bought, redeemed, opted_out, margin * bought)
 
+    @classmethod
+    def zeros(cls, *shape: int, like: Tensor) -> SeenWeek:
+        """Return records of this shape that say that nothing happened; margins are in the type of `like`."""
+        number, event = (torch.zeros(shape, dtype=x, device=like.device) for x in (torch.long, torch.bool))
+        return cls(number, number.clone(), event, event.clone(), event.clone(), like.new_zeros(shape))
+
     def take(self, rows) -> SeenWeek:
         """Take some of the customers."""
         return SeenWeek(*(x[rows] for x in self))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from math import prod
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -58,7 +57,7 @@ class ObservationCodec:
     hides_state = False  #: whether habit, fatigue, expectation and churn can't be read out of an observation
     num_dynamics = sum(DYNAMICS.values())  #: columns between features and status
     num_statuses = STATUSES  #: columns of the status
-    num_writable = prod(DYNAMICS.values())  #: states that `with_dynamics` can write where the rest of a state stays
+    num_writable = math.prod(DYNAMICS.values())  #: states that `with_dynamics` can write, the rest of a state given
     memory_dim = 0  #: numbers M that a customer's row must remember
 
     def __init__(self, setting: ViewSetting):

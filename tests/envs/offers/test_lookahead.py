@@ -30,6 +30,11 @@ def make_env(agents: int, seed: int = 0, **changes) -> OffersEnv:
     return load("offers_full_information", CPU, seed, num_agents=agents, population={"reference_size": 200}, **changes)
 
 
+def small_env(agents: int, *overrides: str) -> OffersEnv:
+    """Build an environment of overrides, such as of a view, with few customers."""
+    return configuration.make_env(*overrides, f"env.num_agents={agents}", "env.population.reference_size=200")
+
+
 def played(env: OffersEnv, seed: int = 0) -> Rollout:
     """Play a season by random actions."""
     torch.manual_seed(seed)
@@ -197,8 +202,7 @@ def test_under_caps_each_action_is_valued_by_its_own_future():
 @cache
 def unseen_season() -> tuple[OffersEnv, Rollout, OffersLookahead]:
     """A season of customers of whom many churn, in a view that hides it, and its one-step model."""
-    config = composed("env/observation=history", "env.num_agents=300", "env.population.reference_size=200")
-    env = instantiate(config.env, _convert_="all")(CPU, 0)
+    env = small_env(300, "env/observation=history")
     return env, played(env), env.as_lookahead(privileged=True)
 
 
@@ -258,12 +262,7 @@ def test_a_customer_who_churns_unseen_keeps_a_value_and_stays_so():
 @pytest.mark.parametrize("rules", ["none", "caps"])
 def test_the_expected_backup_is_that_of_every_state_by_its_probability(rules):
     """One state at a time by `backup`, which is tested against enumeration, under any values of next states."""
-    env = configuration.make_env(
-        "env/observation=history",
-        f"env/contact_rules={rules}",
-        "env.num_agents=300",
-        "env.population.reference_size=200",
-    )
+    env = small_env(300, "env/observation=history", f"env/contact_rules={rules}")
     played(env)
     lookahead = env.as_lookahead(privileged=False)
     futures = {"none": 1, "caps": 2}[rules]
@@ -287,7 +286,7 @@ def test_beliefs_are_calibrated_and_tell_customers_apart():
 
     Weighted, a belief that ignores what was seen of a customer, or that is another customer's, is found out.
     """
-    env = configuration.make_env("env/observation=history", "env.num_agents=6000", "env.population.reference_size=200")
+    env = small_env(6000, "env/observation=history")
     played(env)
     lookahead = env.as_lookahead(privileged=False)
     state, beliefs = lookahead.visited_states(), list(lookahead.beliefs(slice(None)))
@@ -306,7 +305,7 @@ def test_beliefs_are_calibrated_and_tell_customers_apart():
 
 
 def test_seasons_begin_as_the_filter_assumes():
-    env = configuration.make_env("env/observation=history", "env.num_agents=6000", "env.population.reference_size=200")
+    env = small_env(6000, "env/observation=history")
     env.reset()
     assert env.population.starts_alike
     state = env.as_lookahead(privileged=False).visited_states()[0]
@@ -317,7 +316,7 @@ def test_seasons_begin_as_the_filter_assumes():
 
 def test_a_belief_shows_drawn_fatigue_and_expectation_and_keeps_the_habit():
     """Fatigue and expectation uniform and known; habit, status, counts, week and price stay as they were."""
-    env = configuration.make_env("env/observation=belief", "env.num_agents=400", "env.population.reference_size=200")
+    env = small_env(400, "env/observation=belief")
     rollout, lookahead = played(env), env.as_lookahead(privileged=False)
     assert lookahead.draws_states
     visited = lookahead.visited_states()
@@ -377,12 +376,7 @@ def test_the_model_is_at_rest_where_it_predicts_the_expectation():
 @pytest.mark.parametrize("view", ["state", "state_counts"])
 def test_an_observation_as_if_in_another_state_is_that_states_own(view):
     """In every state of a season that was played: status, counts, week and price stay."""
-    env = configuration.make_env(
-        "env=offers_full_information",
-        f"env/observation={view}",
-        "env.num_agents=72",
-        "env.population.reference_size=200",
-    )
+    env = small_env(72, "env=offers_full_information", f"env/observation={view}")
     rollout, lookahead = played(env), env.as_lookahead(privileged=False)
     state = torch.arange(72).expand(WEEKS, -1)
     obs, action_mask = lookahead.as_if_in(state, rollout.obs, rollout.action_mask)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 import sys
@@ -13,6 +14,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+from rich.console import Console
 from scipy import stats
 
 from configs import CONF
@@ -22,7 +24,7 @@ from scripts.sweeps.aggregate import header, interquartile_mean, rows, summarize
 from scripts.sweeps.callback import SweepSummary
 from scripts.sweeps.curves import curves_figure, mean_curve
 from scripts.sweeps.jobs import group, read_jobs
-from scripts.sweeps.report import summarize_sweep
+from scripts.sweeps.report import fitting_table, summarize_sweep
 
 OPTIONS = {"level": 0.95, "resamples": 2000, "seed": 0}
 
@@ -188,7 +190,7 @@ def test_a_folder_without_runs_is_one_line(tmp_path, prepare, says, monkeypatch,
 
 @pytest.mark.slow
 def test_the_summary_of_an_earlier_sweep_is_written_where_it_is_asked_for(sweep, tmp_path_factory, monkeypatch, capsys):
-    out = tmp_path_factory.mktemp("out")
+    out = tmp_path_factory.mktemp("out") / "of" / "the sweep"
     monkeypatch.setattr(sys, "argv", ["summary.py", str(sweep), "--out", str(out)])
     summary.main()
     assert {path.name for path in out.iterdir()} == {"summary.csv", "summary.md", "learning_curves.png"}
@@ -205,6 +207,37 @@ def test_folders_are_named_by_what_is_swept_over():
     assert config.hydra.overrides.hydra[-1].endswith("exclude_keys=['env.num_agents']")
     assert folder_name(3, "algo=ppo,log=logs/a.parquet") == "3_algo=ppo,log=logs.a.parquet"
     assert folder_name(0, "") == "0" and len(folder_name(0, "x" * 1000)) == MAX_NAME
+
+
+@pytest.mark.parametrize("width", [200, 110, 80, 20])
+def test_a_narrow_console_has_the_settings_and_their_means(width):
+    """As many columns as there is room for; settings, seeds, the mean and other policies always."""
+    columns = ["env.population.r2", "env/observation", "seeds", "mean score", "±", "IQM", "IQM interval", "best"]
+    columns += ["its seed", "less the best row", "±", "planning"]
+    line = [
+        "0.6",
+        "state_counts",
+        "3",
+        "0.7403",
+        "0.01",
+        "0.7",
+        "0.7360 to 0.7464",
+        "0.74",
+        "2",
+        "-0.2330",
+        "0.01",
+        "0.99",
+    ]
+    printed = io.StringIO()
+    console = Console(width=width, file=printed)
+    table = fitting_table(console, "36 jobs", columns, [line], 2, "caption")
+    shown = [column.header for column in table.columns]
+    assert {"env.population.r2", "env/observation", "seeds", "mean score", "±", "planning"} <= set(shown)
+    assert (shown == columns) == (width == 200) and (width > 80 or "IQM interval" not in shown)
+    if width >= 80:
+        console.print(table)
+        said = printed.getvalue()
+        assert "state_counts" in said and "0.7403" in said and ("more columns" in said) == (width < 200)
 
 
 def test_tables_have_a_cell_for_every_column(sweep):

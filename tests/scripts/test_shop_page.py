@@ -19,7 +19,7 @@ TWIN = [
     "algo.members=1",
     "algo.twin.hidden_states.steps=2",
     "algo.twin.hidden_states.passes=2",
-    "algo.twin.hidden_states.nodes=2",
+    "algo.twin.hidden_states.nodes=[2,2]",
     "algo.twin.reference_size=300",
     "algo.twin.score_customers=20",
     "algo.evaluation.uplift.replications=3",
@@ -46,7 +46,7 @@ COLD_START = [
     "benchmark.env.evaluation.regression_customers=300",
     "benchmark.twin.twin.hidden_states.steps=2",
     "benchmark.twin.twin.hidden_states.passes=2",
-    "benchmark.twin.twin.hidden_states.nodes=2",
+    "benchmark.twin.twin.hidden_states.nodes=[2,2]",
     "benchmark.twin.twin.reference_size=300",
     "benchmark.twin.holdout.stopping=0.3",
 ]
@@ -71,7 +71,7 @@ NEXT_MONTH = [
         for key in (
             "hidden_states.steps=2",
             "hidden_states.passes=2",
-            "hidden_states.nodes=2",
+            "hidden_states.nodes=[2,2]",
             "reference_size=300",
         )
     ),

@@ -21,7 +21,7 @@ from envs.offers.twin.hidden_states.identification import (
 )
 from envs.offers.twin.likelihood import log_likelihood
 from envs.offers.twin.predictions import PanelPredictions, mean_probabilities
-from envs.offers.twin.structural_model import ParameterNetwork, parameter_columns
+from envs.offers.twin.structural_model import ParameterNetwork, mean_theta, parameter_columns
 from envs.offers.twin.structural_predictions import StructuralPredictions
 from envs.offers.twin.twin_checkpoint import KIND
 from envs.offers.world.belief_observation import start_marginals
@@ -31,6 +31,7 @@ from rlcore.runs.report import Report
 
 CHUNK = 4096  # customers whose likelihood is computed at once, so that a chunk fits a cache
 MIN_GAIN = 1e-6  # least gain of the held-out log-likelihood a decision
+MIN_VARIATION = 0.5  # sd of a parameter's estimates over customers, in sds of the prior: features tell of the parameter
 # parameters that a log in which the outcome never happens does not identify
 UNIDENTIFIED = {"churn": ("c0", "gamma_f", "gamma_h"), "opt_out": ("opt_out",)}
 
@@ -50,7 +51,8 @@ class StructuralTwin:
 
     Where the log has the states, rounds of L-BFGS go on until the likelihood of held-out customers no longer grows;
     where the environment's view hides them, `hidden_states` fits G. `hidden` are the sizes of G's hidden layers;
-    without any, G is linear. `penalty` is the weight of Σ W²/2 against the log-likelihood of all decisions.
+    without any, G is linear. `penalty`, times the number of features, is the weight of Σ W²/2 against the
+    log-likelihood of all decisions: with 1, E[θ | x] varies a priori as much as θ does.
     `fixed_parameters` are left to the population's priors, together with those that a log without some outcome cannot
     identify. `reference_size` customers are drawn to compute mean and spread of θ, and the states at the start.
     `score_customers` are those whose scores tell what a log without states identifies.
@@ -69,7 +71,8 @@ class StructuralTwin:
         score_customers: int,
         hidden_states: FilterFit,
     ):
-        self.hidden, self.penalty = hidden, penalty
+        self.hidden, self.penalty_by_feature = hidden, penalty
+        self.penalty = 0.0  #: weight of Σ W²/2; set with the members
         self.rounds, self.steps, self.patience = rounds, steps, patience
         self.fixed_parameters = tuple(fixed_parameters)
         self.reference_size, self.score_customers = reference_size, score_customers
@@ -84,6 +87,7 @@ class StructuralTwin:
         theta = theta_to_matrix(sample.customers)
         self.columns = parameter_columns(sample.customers)
         self.hides_state = env.codec.hides_state
+        self.penalty = self.penalty_by_feature * env.static_dim
         self.hidden_states.prepare(self.columns, start_marginals(sample.state))
         if unknown := set(self.fixed_parameters) - set(self.columns):
             raise ValueError(
@@ -96,7 +100,17 @@ class StructuralTwin:
         ]
 
     def start_member(self, member: ParameterNetwork, weights: dict) -> None:
-        """Give a member the weights of a fitted one, and the scale of its inputs, to start from."""
+        """Give a member the weights of a fitted one, and the scale of its inputs, to start from.
+
+        Raises ValueError where the fitted one has a random effect that this fit lacks.
+        """
+        lacking = weights["effect_sd"].bool() & ~self.hidden_states.effects.of_columns.any(0)
+        if self.hides_state and lacking.any():
+            names = [name for name, columns in self.columns.items() if lacking[columns].any()]
+            raise ValueError(
+                "algo.twin.hidden_states.random_effects: expected those of the twin that the fit starts from; "
+                f"{', '.join(names)} is not among them"
+            )
         spread = member.spread.clone()
         member.load_state_dict(weights)
         # what the other log could not identify, this one may
@@ -177,25 +191,31 @@ class StructuralTwin:
 
     def predict(self, member: ParameterNetwork, world: World, panel: Panel) -> PanelPredictions:
         """Return a member's predictions of a panel."""
-        customers, method = world.inhabit(theta_from_matrix(member(panel.features.T))), self.hidden_states
+        theta = member(panel.features.T)
         if not self.hides_state:
-            return StructuralPredictions(customers, world, panel)
-        return FilterPredictions(
-            customers, world, panel, start=method.start, alpha_sd=member.alpha_sd, nodes=method.nodes
-        )
+            return StructuralPredictions(world.inhabit(theta_from_matrix(theta)), world, panel)
+        return FilterPredictions(theta, member.effect_sd, world, panel, self.hidden_states)
 
-    def misfits(self, members: list[PanelPredictions], panel: Panel, held_out: Tensor, env, level: float) -> list[str]:
+    def misfits(self, members: list[ParameterNetwork], panel: Panel, held_out: Tensor, env, level: float) -> list[str]:
         """Name the decisions of a panel whose outcomes the members can't explain.
 
         Without states the customers that members are fitted to are tested too, since a fit by maximum likelihood makes
         residuals smaller and not greater. Only the thirds by a feature have held-out customers alone: a penalty draws
         the slopes to 0, so that in large groups of fitted customers the equations seem wrong where they are right.
+        Customers are also grouped by each two parameters whose estimates vary by MIN_VARIATION or more.
         """
         catalogue = env.world.catalogue
+        predictions = [self.predict(member, env.world, panel) for member in members]
         if not self.hides_state:
-            return trip_misfits(members, panel, held_out, catalogue, level)
-        segments = Segments(panel.features, env.population.feature_names, held_out)
-        return unexplained(misfits(mean_probabilities(members), Decisions.of_panel(panel), catalogue, level, segments))
+            return trip_misfits(predictions, panel, held_out, catalogue, level)
+        theta = mean_theta(members, panel.features.T)
+        names = parameter_names(self.columns, catalogue.channels)
+        vary = (theta.std(0) > MIN_VARIATION * members[0].spread).nonzero()[:, 0].tolist()
+        segments = Segments(
+            panel.features, env.population.feature_names, held_out, theta[:, vary].T, [names[k] for k in vary]
+        )
+        named = misfits(mean_probabilities(predictions), Decisions.of_panel(panel), catalogue, level, segments)
+        return unexplained(named)
 
     def parameters(
         self, members: list[ParameterNetwork], world: World, panel: Panel, weight: Tensor, channels: list[str]
@@ -210,9 +230,7 @@ class StructuralTwin:
         )
         names = parameter_names(self.columns, channels)
         pulled = {names[k] for k in self.hidden_states.pulled_columns()}
-        alpha_sd = sum(member.alpha_sd.item() for member in members) / len(members)
-        rows = parameter_rows(members, covariance, panel, self.columns["alpha"][0])
-        return parameter_report(names, rows, pulled, alpha_sd)
+        return parameter_report(names, parameter_rows(members, covariance, panel), pulled)
 
     def shuffled_columns(self, panel: Panel, order: Tensor, env) -> Iterator[tuple[str, Panel]]:
         """Yield each input column by name, with a panel in which the column is that of customers `order` [N]."""

@@ -34,6 +34,14 @@ def parameter_columns(c: Customers) -> dict[str, list[int]]:
     return columns
 
 
+def parameter_bounds(columns: dict[str, list[int]]) -> Tensor:
+    """Return the least and the greatest value of each column of θ's matrix, [2, K]."""
+    bounds = torch.tensor([-LOG_RANGE, LOG_RANGE]).repeat(sum(map(len, columns.values())), 1).T.clone()
+    bounds[0, [k for name in (*SHARES, *POSITIVE) for k in columns[name]]] = 0.0
+    bounds[1, [k for name in SHARES for k in columns[name]]] = 1.0
+    return bounds
+
+
 class ParameterNetwork(nn.Module):
     """G: features [N, F] → θ as a matrix [N, K] (`theta_to_matrix`).
 
@@ -44,7 +52,7 @@ class ParameterNetwork(nn.Module):
 
     middle: Tensor
     spread: Tensor
-    alpha_sd: Tensor  #: sd of what features leave open of α, []; 0 where it was not fitted
+    effect_sd: Tensor  #: sd of what features leave open, in θ's units, [K]; 0 where it was not fitted
     bounds: Tensor  #: least and greatest of each parameter, [2, K]
 
     starts_warm = False  #: whether a fit goes on from the weights of another, and keeps the scale of its inputs
@@ -59,11 +67,8 @@ class ParameterNetwork(nn.Module):
         self.body = mlp([num_features, *hidden, size], nn.Tanh, 0.01) if hidden else None
         self.register_buffer("middle", middle.float())
         self.register_buffer("spread", spread.float())
-        self.register_buffer("alpha_sd", torch.zeros(()))
-        self.register_buffer("bounds", torch.tensor([-LOG_RANGE, LOG_RANGE]).repeat(len(middle), 1).T.clone())
-        columns = parameter_columns(theta_from_matrix(middle[None]))
-        self.bounds[0, [k for name in (*SHARES, *POSITIVE) for k in columns[name]]] = 0.0
-        self.bounds[1, [k for name in SHARES for k in columns[name]]] = 1.0
+        self.register_buffer("effect_sd", torch.zeros(len(middle)))
+        self.register_buffer("bounds", parameter_bounds(parameter_columns(theta_from_matrix(middle[None]))))
 
     def fit_scale(self, features: Tensor) -> None:
         """Standardise by the moments of features [N, F] from now on."""
@@ -109,7 +114,7 @@ class TwinPopulation:
     """The customers of a `base` population, who respond by a structural twin.
 
     Each customer responds as one member of the twin's ensemble, drawn for the season, so that no policy can profit from
-    the errors of one member. What features leave open of α is drawn, too. Parameters that the twin left to the priors
+    the errors of one member. The twin's random effects are drawn, too. Parameters that the twin left to the priors
     are those of another customer of the base population, drawn anew, so that features tell nothing of them. `path` is a
     checkpoint of algo=twin; with null, customers respond by the base population. Raises ValueError where the
     checkpoint is of another algorithm, or was fitted to other features or channels.
@@ -182,11 +187,13 @@ class TwinPopulation:
         if self.only is not None:
             member = torch.full_like(member, self.only)
         theta = theta[member, torch.arange(n, device=x.device)]
-        alpha_sd = torch.stack([network.alpha_sd for network in self.networks]).to(theta)
-        if alpha_sd.any():
-            alpha = parameter_columns(sample.customers)["alpha"][0]
-            draws = torch.randn(n, generator=generator, device=x.device, dtype=theta.dtype)
-            theta[:, alpha] += alpha_sd[member] * draws
+        effect_sd = torch.stack([network.effect_sd for network in self.networks]).to(theta)
+        low, high = self.networks[0].bounds.to(theta)
+        for columns in parameter_columns(sample.customers).values():
+            if effect_sd[:, columns].any():
+                draws = torch.randn(n, 1, generator=generator, device=x.device, dtype=theta.dtype)
+                theta[:, columns] += effect_sd[:, columns][member] * draws
+        theta = theta.clamp(low, high)
         if self.fixed_columns:
             others = theta_to_matrix(self.base.draw(n, generator, split).customers)
             theta[:, self.fixed_columns] = others[:, self.fixed_columns]

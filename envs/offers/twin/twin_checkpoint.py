@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rlcore.runs import checkpoint
 
-KIND = "structural"  # what a checkpoint of algo=twin says of its members
+KIND = "structural, with random effects"  # what a checkpoint of algo=twin says of its members
 
 
 def load_twin(path: str, key: str) -> dict:

@@ -8,7 +8,7 @@ model of its own (scripts/benchmarks/forecasting/extra_trips.py). log P(trips) i
 from __future__ import annotations
 
 from copy import copy
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import NamedTuple
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from envs.offers.populations.base import LOGARITHMIC
 from envs.offers.twin.hidden_states.mixture_filter import MixtureFilter, PanelWeek
+from envs.offers.twin.hidden_states.random_effects import hermite_nodes
 from envs.offers.twin.structural_model import POSITIVE, SHARES
 from envs.offers.world.customers import (
     CHURNED,
@@ -121,7 +122,11 @@ class HabitFilter:
         start[[HABITS, HABITS + FATIGUES]] = 1.0  # fatigue 0, expectation 0
         start = torch.cat((self.line["habit"].softmax(0).to(start), start[HABITS:]))
         nobody = torch.zeros(n, dtype=torch.bool, device=start.device)
-        return MixtureFilter(self.customers(n), self.world, start, nobody, self.line["alpha_sd"].exp(), self.nodes)
+        at, weight = (x.to(start) for x in hermite_nodes(self.nodes))
+        customers = self.customers(self.nodes * n)
+        shift = (at * self.line["alpha_sd"].exp()).repeat_interleave(n)
+        customers = replace(customers, alpha=customers.alpha + shift)
+        return MixtureFilter(customers, self.world, start, nobody, weight.log())
 
     def fit(self, trips: Tensor, generator: torch.Generator) -> HabitFilter:
         """Fit to weeks of trips [H, W] by maximum likelihood; raise ValueError without weeks after `burn_in`.

@@ -120,7 +120,7 @@ def parameter_table(rows: dict[str, dict], decisions: int, seconds: list[float])
     caption = (
         "error, bias: in standard deviations of the prior, over new customers (error 1: nothing learned); promised: "
         "the error that the fit itself expects, of one member on all customers; where features tell part of a customer "
-        "(r2 below 1) the rest comes on top: the fit knows it of alpha alone"
+        "(r2 below 1) the rest comes on top: the fit knows it of parameters with a random effect alone"
     )
     title = (
         f"{decisions:,} decisions without states; {len(seconds)} members of {max(seconds):.0f} CPU seconds or less each"

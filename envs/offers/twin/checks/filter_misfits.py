@@ -6,6 +6,7 @@ Where nobody saw the states, each week is predicted from the weeks before it, un
 
 from __future__ import annotations
 
+from itertools import combinations
 from typing import NamedTuple
 
 import torch
@@ -22,6 +23,7 @@ from envs.offers.world.history import SeenWeek
 
 SEGMENTS = ("lowest", "middle", "highest")  # thirds of customers by a feature
 RECENT = 12  # weeks whose purchases and redemptions are counted
+SENT = ("nothing sent", "contacted")
 
 
 class Decisions(NamedTuple):
@@ -105,11 +107,13 @@ def in_recent_weeks(happened: Tensor, weeks: int) -> Tensor:
 
 
 class Segments(NamedTuple):
-    """Features whose thirds are groups of customers."""
+    """What is known of N customers, by which they are grouped."""
 
-    features: Tensor  # [F, N]
+    features: Tensor  # [F, N]: thirds by each are groups
     names: list[str]
-    judging: Tensor  # customers whose decisions are in these groups, bool [N]
+    held_out: Tensor  # customers to whom nothing was fitted: the thirds are of these, bool [N]
+    theta: Tensor  # estimated parameters, [K, N]: each two of them make groups
+    parameters: list[str]
 
 
 def pairs(decisions: Decisions, catalogue: Catalogue) -> Groups:
@@ -126,8 +130,7 @@ def pairs(decisions: Decisions, catalogue: Catalogue) -> Groups:
 def groups(decisions: Decisions, catalogue: Catalogue, segments: Segments | None = None) -> dict[str, Groups]:
     """Group decisions by what was known before their outcomes, in several ways.
 
-    Thirds of customers by each feature of `segments` are groups, too, those of the decisions with and without a contact
-    apart.
+    Customers are grouped by `segments` too, with decisions with and without a contact apart.
     """
     season = decisions.seen
     sent = (season.offer > 0).long()
@@ -143,15 +146,39 @@ def groups(decisions: Decisions, catalogue: Catalogue, segments: Segments | None
     if weeks_of_log > weeks:
         found["week of the log"] = Groups(decisions.time, [f"week {t + 1} of the log" for t in range(weeks_of_log)])
     if segments is not None:
-        for feature, name in zip(segments.features, segments.names):
-            third = torch.bucketize(
-                feature.contiguous(), torch.quantile(feature.float(), feature.new_tensor([1 / 3, 2 / 3]))
-            )
-            labels = [
-                f"{third} third of {name}, {what}" for third in SEGMENTS for what in ("nothing sent", "contacted")
-            ]
-            # a key that no other kind of group has, whatever the feature is called
-            found[f"thirds of {name}"] = Groups(torch.where(segments.judging, 2 * third + sent, -1), labels)
+        found |= thirds(segments, sent.to(torch.int8)) | sides(segments, sent.to(torch.int8))
+    return found
+
+
+def thirds(segments: Segments, sent: Tensor) -> dict[str, Groups]:
+    """Group decisions by customers' thirds of each feature; `sent`, int8 [T, N], is 1 where there was a contact."""
+    found = {}
+    for feature, name in zip(segments.features, segments.names):
+        limits = torch.quantile(feature.float(), feature.new_tensor([1 / 3, 2 / 3]))
+        third = torch.bucketize(feature.contiguous(), limits).to(sent)
+        labels = [f"{third} third of {name}, {what}" for third in SEGMENTS for what in SENT]
+        # a key that no other kind of group has, whatever the feature is called
+        found[f"thirds of {name}"] = Groups(torch.where(segments.held_out, 2 * third + sent, -1), labels)
+    return found
+
+
+def sides(segments: Segments, sent: Tensor) -> dict[str, Groups]:
+    """Group decisions by whether two estimated parameters of the customer are on the same side of their medians.
+
+    Such groups show segments that a linear G can't follow: customers in whom both parameters are high, or both low,
+    respond otherwise. Errors in the effect of a single parameter cancel in these groups where estimates are symmetric,
+    so that a penalty on slopes hardly shows. `sent`, int8 [T, N], is 1 where there was a contact.
+    """
+    high = segments.theta > segments.theta.median(1, keepdim=True).values
+    found = {}
+    for (i, a), (j, b) in combinations(enumerate(segments.parameters), 2):
+        opposite = (high[i] != high[j]).to(sent)
+        labels = [
+            f"{a} and {b} on {where} of their medians, {what}"
+            for where in ("the same side", "opposite sides")
+            for what in SENT
+        ]
+        found[f"sides of {a} and {b}"] = Groups(2 * opposite + sent, labels)
     return found
 
 

@@ -202,7 +202,7 @@ class TwinEvaluator:
         There the world's equations do not hold, or the sender knew something that the log does not have. `held_out`,
         bool [N], are customers of the panel that no member is fitted to.
         """
-        return twin.twin.misfits(twin.predictions(panel), panel, held_out, self.env, self.level)
+        return twin.twin.misfits(twin.fitted_members, panel, held_out, self.env, self.level)
 
     def parameters(self, twin: TwinEnsemble) -> Report | None:
         """Say what the customers that members are fitted to tell of each parameter."""

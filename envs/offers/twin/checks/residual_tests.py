@@ -17,7 +17,7 @@ MIN_VARIANCE = 10.0  # of a group's count, for its excess to be normal: groups w
 class Groups(NamedTuple):
     """Groups of decisions."""
 
-    of: Tensor  # the group of each decision, -1: none, int64 [T, N]
+    of: Tensor  # the group of each decision, -1: none, int8 or int64 [T, N]
     names: list[str]
 
 
@@ -25,7 +25,7 @@ def residuals(outcomes: OutcomePrediction, group: Tensor, count: int) -> tuple[T
     """Return by how many standard errors what happened exceeds its prediction, and the variance, by group [count]."""
     excess, variance = torch.zeros(2, count, dtype=torch.float64, device=group.device)
     counted = outcomes.known & (group >= 0)
-    p, at = outcomes.probability[counted].double(), group[counted]
+    p, at = outcomes.probability[counted].double(), group[counted].long()
     excess.index_add_(0, at, outcomes.happened[counted].double() - p)
     variance.index_add_(0, at, p * (1 - p))
     return excess / variance.sqrt().clamp_min(1e-9), variance
@@ -68,7 +68,7 @@ def significant_groups(
     named. With each group comes the week of the log, by `time` [T, N], in which it is worst. Under the true θ of
     every customer, and the true start, the residuals have mean 0 and variance 1, whatever policy made the decisions;
     they are normal where many outcomes are expected, and other groups are not tested. What features leave open of θ is
-    no part of the equations, α's random effect aside: in a long log it is named too.
+    no part of the equations, random effects aside: in a long log it is named too.
     """
     tested = tested_groups(predicted, grouped)
     if not tested:

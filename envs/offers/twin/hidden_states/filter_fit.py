@@ -23,26 +23,28 @@ from envs.offers.twin.hidden_states.fisher_scoring import (
     with_margins,
 )
 from envs.offers.twin.hidden_states.mixture_filter import MixtureFilter, opted_out_before, panel_weeks, seen_weeks
-from envs.offers.twin.structural_model import ParameterNetwork
+from envs.offers.twin.hidden_states.random_effects import RandomEffects
+from envs.offers.twin.structural_model import ParameterNetwork, parameter_bounds
 from envs.offers.world.customers import World
 from envs.offers.world.filtering import CHUNK
 from envs.offers.world.life_likelihood import margin_log_likelihood
 
 BETAS = (0.9, 0.99)  # of Adam
 MAX_GRADIENT_NORM = 1.0
-FIRST_SD = 0.4  # of the random effect, in prior standard deviations of α
-LEAST_SD = 0.01  # of the random effect where a fit goes on from another, in the same unit
+EXPECTED_SD = 0.4  # of a random effect, in prior sds of its parameter: where a fit starts, the middle of its prior
+LEAST_SD = 0.01  # of a random effect where a fit goes on from another, in the same unit
 
 
 class FilterFit:
-    """Maximum a posteriori of G and of α's random effect.
+    """Maximum a posteriori of G and of the sds of random effects.
 
     Panels are of lives: the state filtered at the end of a season is the start of the next. Adam takes `steps` steps on
     batches of whole lives, which have about the decisions of `batch_size` whole seasons, at a learning rate `lr` that
-    falls to 0 by a cosine. Then Fisher scoring climbs to the maximum, in at most `passes` passes over all customers. α
-    is integrated over `nodes` Gauss–Hermite nodes (1: features determine α). A log without states hardly identifies the
-    parameters `pulled`: the mean over customers of each is drawn to the priors' by a penalty of weight `pull` on its
-    square, in prior standard deviations, as `penalty` draws slopes to 0.
+    falls to 0 by a cosine. Then Fisher scoring climbs to the maximum, in at most `passes` passes over all customers.
+    `random_effects` are the parameters that features leave open, each integrated over its number of Gauss–Hermite
+    `nodes`. A log without states hardly identifies the parameters `pulled`: the mean over customers of each is drawn to
+    the priors' by a penalty of weight `pull` on its square, in prior standard deviations, as `penalty` draws slopes
+    to 0.
     """
 
     def __init__(
@@ -52,23 +54,41 @@ class FilterFit:
         batch_size: int,
         lr: float,
         passes: int,
-        nodes: int,
+        random_effects: list[str],
+        nodes: list[int],
         pulled: list[str],
         pull: float,
     ):
         self.steps, self.batch_size, self.lr, self.passes = steps, batch_size, lr, passes
-        self.nodes, self.pulled, self.pull = nodes, tuple(pulled), pull
+        self.random_effects, self.nodes = tuple(random_effects), tuple(nodes)
+        self.pulled, self.pull = tuple(pulled), pull
         self.columns: dict[str, list[int]] = {}  #: of each parameter in θ's matrix
         self.start = torch.empty(0)  #: marginals of the state at the start of a life, [14]
+        self.bounds = torch.empty(2, 0)  #: of θ's columns, [2, K]
+        self.effects: RandomEffects  #: set by `prepare`
 
     def prepare(self, columns: dict[str, list[int]], start: Tensor) -> None:
-        """Take θ's columns and the marginals of a life's start. Raises ValueError on unknown parameters."""
-        if unknown := set(self.pulled) - set(columns):
+        """Take θ's columns and the marginals of a life's start.
+
+        Raises ValueError on unknown parameters, and without as many `nodes` as `random_effects`.
+        """
+        possible = [name for name in columns if name != "margin"]  # of a margin the likelihood holds the mean alone
+        for key, names, those in (("pulled", self.pulled, columns), ("random_effects", self.random_effects, possible)):
+            if unknown := set(names) - set(those):
+                raise ValueError(
+                    f"algo.twin.hidden_states.{key}: no such parameter: {', '.join(sorted(unknown))}; there are "
+                    f"{', '.join(those)}"
+                )
+        different = set(self.random_effects)
+        if len(self.nodes) != len(different) or len(different) != len(self.random_effects):
             raise ValueError(
-                f"algo.twin.hidden_states.pulled: no such parameter: {', '.join(sorted(unknown))}; there are "
-                f"{', '.join(columns)}"
+                "algo.twin.hidden_states.nodes: expected one for each of the random_effects, none of them twice; got "
+                f"{list(self.nodes)} for {list(self.random_effects)}"
             )
         self.columns, self.start = columns, start
+        self.bounds = parameter_bounds(columns).to(start.device)
+        nodes = dict(zip(self.random_effects, self.nodes))
+        self.effects = RandomEffects.of_parameters(nodes, columns, start)
 
     def pulled_columns(self) -> list[int]:
         """Return the columns of θ whose means are drawn to the priors'."""
@@ -77,20 +97,31 @@ class FilterFit:
     @property
     def chunk(self) -> int:
         """Number of customers whose nodes are filtered at once."""
-        return max(CHUNK // self.nodes, 1)
+        return max(CHUNK // len(self.effects.log_weight), 1)
+
+    def sd_of_columns(self, member: ParameterNetwork, log_sd: Tensor) -> Tensor:
+        """Return the random effects' sds by θ's columns [K], in θ's units; `log_sd` [E] are of prior sds."""
+        return member.spread * (log_sd.exp() @ self.effects.of_columns.to(log_sd))
+
+    def mixture(self, world: World, theta: Tensor, effect_sd: Tensor, opted_out: Tensor) -> MixtureFilter:
+        """Return the filter of customers θ [N, K] at the start of their lives.
+
+        `effect_sd` [K] or [N, K] are the sds of the random effects by θ's columns, in θ's units.
+        """
+        at_nodes = self.effects.spread_over(theta, effect_sd, self.bounds)
+        customers = world.inhabit(theta_from_matrix(at_nodes))
+        return MixtureFilter(customers, world, self.start, opted_out, self.effects.log_weight)
 
     # ── likelihood ──────────────────────────────────────────────────────────────────────────────────────────────────
     def response_log_likelihoods(
-        self, world: World, theta: Tensor, alpha_sd: Tensor, panel: Panel, weight: Tensor
+        self, world: World, theta: Tensor, effect_sd: Tensor, panel: Panel, weight: Tensor
     ) -> Tensor:
         """Return the log-likelihood of the responses of customers θ [N, K] in a panel, without margins, [N].
 
-        Weeks of weight 0 do not count, but later weeks are predicted from them too. `alpha_sd` [] or [N] is the sd of α
-        about its place in θ.
+        Weeks of weight 0 do not count, but later weeks are predicted from them too. `effect_sd` is that of `mixture`.
         """
-        customers = world.inhabit(theta_from_matrix(theta))
-        mixture = MixtureFilter(customers, world, self.start, opted_out_before(panel), alpha_sd, self.nodes)
-        total = torch.zeros_like(customers.alpha)
+        mixture = self.mixture(world, theta, effect_sd, opted_out_before(panel))
+        total = torch.zeros_like(theta[:, 0])
         counted = weight > 0
         for t, week in enumerate(panel_weeks(panel)):
             if not counted[t:].any():
@@ -99,7 +130,7 @@ class FilterFit:
         return total
 
     def life_log_likelihoods(
-        self, world: World, theta: Tensor, alpha_sd: Tensor, panel: Panel, weight: Tensor
+        self, world: World, theta: Tensor, effect_sd: Tensor, panel: Panel, weight: Tensor
     ) -> Tensor:
         """Return the log-likelihood of all that a panel shows of customers, margins included, [N]."""
         customers = world.inhabit(theta_from_matrix(theta))
@@ -107,40 +138,52 @@ class FilterFit:
             torch.where(counts > 0, margin_log_likelihood(customers, seen), 0.0)
             for counts, seen in zip(weight, seen_weeks(panel))
         ]
-        return self.response_log_likelihoods(world, theta, alpha_sd, panel, weight) + sum(margins)
+        return self.response_log_likelihoods(world, theta, effect_sd, panel, weight) + sum(margins)
 
-    def scores(self, member: ParameterNetwork, sd: Tensor, world: World, panel: Panel, weight: Tensor) -> Scores:
+    def scores(self, member: ParameterNetwork, effect_sd: Tensor, world: World, panel: Panel, weight: Tensor) -> Scores:
         """Return the customers' scores and their information (envs/offers/twin/hidden_states/fisher_scoring.py)."""
         chunk = max(1, min(self.chunk, self.chunk * world.weeks // len(panel.week)))  # gradients keep all weeks
-        found = scores(partial(self.response_log_likelihoods, world), member, sd, panel, weight, chunk)
+        likelihood = partial(self.response_log_likelihoods, world)
+        found = scores(likelihood, member, effect_sd, self.effects.of_columns, panel, weight, chunk)
         return with_margins(found, member, panel, weight, self.columns["margin"][0])
 
     @torch.no_grad()
     def log_likelihood(
-        self, member: ParameterNetwork, sd: Tensor, world: World, panel: Panel, weight: Tensor
+        self, member: ParameterNetwork, effect_sd: Tensor, world: World, panel: Panel, weight: Tensor
     ) -> Tensor:
         """Return the log-likelihood a decision of a panel under a member, []."""
         total = weight.new_zeros((), dtype=torch.float64)
         for rows in torch.arange(len(panel), device=weight.device).split(self.chunk):
             part = panel[rows]
-            total += self.life_log_likelihoods(world, member(part.features.T), sd, part, weight[:, rows]).sum()
+            total += self.life_log_likelihoods(world, member(part.features.T), effect_sd, part, weight[:, rows]).sum()
         return total / (weight > 0).sum()
 
     # ── prior ───────────────────────────────────────────────────────────────────────────────────────────────────────
     def prior_precision(self, member: ParameterNetwork, penalty: float) -> Tensor:
         """Return the precision of each coefficient's prior (envs/offers/twin/hidden_states/fisher_scoring.py), [P]."""
         precision = torch.full_like(member.linear.weight, penalty, dtype=torch.float64)
-        constant = torch.ones_like(precision[:, :1])  # of the mean: the prior's own, which any log outweighs
+        constant = torch.ones_like(precision[:, :1])  # of the mean: the prior's own
         constant[self.pulled_columns()] = self.pull
         precision = torch.cat((constant, precision), 1)
         precision[member.spread == 0] = 1.0  # left to the priors: no season depends on these
-        return torch.cat((precision.flatten(), precision.new_ones(1)))  # a weak one of the sd, which may be near 0
+        of_effects = precision.new_ones(len(self.random_effects))  # of the sds, weak
+        return torch.cat((precision.flatten(), of_effects))
 
     def prior_center(self, member: ParameterNetwork) -> Tensor:
         """Return the middle of each coefficient's prior, [P]."""
-        center = torch.zeros_like(coefficients(member, member.spread.new_zeros(())))
-        center[-1] = math.log(FIRST_SD)
+        effects = len(self.random_effects)
+        center = torch.zeros_like(coefficients(member, member.spread.new_zeros(effects)))
+        center[len(center) - effects :] = math.log(EXPECTED_SD)
         return center
+
+    def first_log_sd(self, member: ParameterNetwork, known: bool) -> torch.nn.Parameter:
+        """Return the logarithms of the sds [E] at the start of a fit; `known`: the member's own, where it has any."""
+        log_sd = member.spread.new_full((len(self.random_effects),), math.log(EXPECTED_SD))
+        for effect, name in enumerate(self.random_effects):
+            spread, sd = member.spread[self.columns[name]][0], member.effect_sd[self.columns[name]][0]
+            if known and spread > 0:  # 0: the parameter is left to the priors
+                log_sd[effect] = (sd / spread).clamp_min(LEAST_SD).log()
+        return torch.nn.Parameter(log_sd)
 
     # ── fit ─────────────────────────────────────────────────────────────────────────────────────────────────────────
     def fit(
@@ -171,30 +214,31 @@ class FilterFit:
             member.fit_scale(panel.features.T)
         rows = (weight.amax(0) > 0).nonzero()[:, 0]
         panel, weight = panel[rows], weight[:, rows]
-        alpha_spread = member.spread[self.columns["alpha"][0]]  # 0: α is left to the priors
-        known = (begins_near or member.starts_warm) and alpha_spread > 0
-        sd = member.alpha_sd / alpha_spread if known else member.spread.new_tensor(FIRST_SD)
-        log_sd = torch.nn.Parameter(sd.clamp_min(LEAST_SD).log())  # in prior standard deviations
+        log_sd = self.first_log_sd(member, begins_near or member.starts_warm)
         if not begins_near:
             self.come_near(member, log_sd, world, panel, weight, generator, penalty)
 
         def scores_at(at: Tensor) -> Scores:
             set_coefficients(member, log_sd, at)
-            return self.scores(member, alpha_spread * log_sd.detach().exp(), world, panel, weight)
+            return self.scores(member, self.sd_of_columns(member, log_sd.detach()), world, panel, weight)
 
         prior, center = self.prior_precision(member, penalty), self.prior_center(member)
-        end = climb(scores_at, coefficients(member, log_sd), prior, center, self.passes)
+        at = coefficients(member, log_sd)
+        end = climb(scores_at, at, prior, center, num_effects=len(self.random_effects), passes=self.passes)
         warn_below_maximum(end)
         set_coefficients(member, log_sd, end.at)
-        found = alpha_spread * log_sd.detach().exp()
-        member.alpha_sd.copy_(found * (self.nodes > 1))  # one node: features tell α
-        held_out_likelihood = self.log_likelihood(member, found, world, held_out, held_out_weight)
+        member.effect_sd.copy_(self.sd_of_columns(member, log_sd.detach()))
+        held_out_likelihood = self.log_likelihood(member, member.effect_sd, world, held_out, held_out_weight)
         return {
             "twin/held_out": held_out_likelihood,
-            "twin/alpha_sd": member.alpha_sd.clone(),
+            **self.effect_metrics(member),
             "twin/passes": end.passes,
             "twin/gain": end.gain,
         }
+
+    def effect_metrics(self, member: ParameterNetwork) -> dict[str, Tensor]:
+        """Return the sd of each random effect in θ's units; of a parameter with several columns, of the first."""
+        return {f"twin/{name}_sd": member.effect_sd[self.columns[name]][0].clone() for name in self.random_effects}
 
     def come_near(
         self,
@@ -208,7 +252,7 @@ class FilterFit:
     ) -> None:
         """Take Adam's steps, which come near the maximum."""
         prior, center = self.prior_precision(member, penalty), self.prior_center(member)
-        alpha_spread, times, total = member.spread[self.columns["alpha"][0]], weight.amax(0), weight.sum()
+        times, total = weight.amax(0), weight.sum()
         optimizer = torch.optim.Adam([*member.parameters(), log_sd], lr=self.lr, betas=BETAS)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.steps)
         length = panel.logged.sum(0).float().mean().item()  # of a life
@@ -218,10 +262,10 @@ class FilterFit:
             batch = next(batches)
             part, counts = panel[batch], weight[:, batch]
             optimizer.zero_grad(set_to_none=True)
-            theta, sd = member(part.features.T), alpha_spread * log_sd.exp()
-            likelihood = self.life_log_likelihoods(world, theta, sd, part, counts)
+            theta, effect_sd = member(part.features.T), self.sd_of_columns(member, log_sd)
+            likelihood = self.life_log_likelihoods(world, theta, effect_sd, part, counts)
             linear = torch.cat((member.linear.bias[:, None], member.linear.weight), 1).flatten()
-            far = torch.cat((linear, log_sd.view(1))) - center
+            far = torch.cat((linear, log_sd)) - center
             squares = (prior * far.square()).sum()
             if member.body is not None:
                 squares = squares + penalty * sum(p.square().sum() for p in member.body.parameters())
@@ -236,7 +280,7 @@ def warn_below_maximum(end: Climb) -> None:
     if not end.gain < EXPECTED_GAIN:
         print(
             f"warning: algo.twin.hidden_states.passes={end.passes} ended a fit below its maximum: one more step "
-            f"promises a gain of {end.gain:.3g} in log-likelihood, expected less than {EXPECTED_GAIN:g}",
+            f"promises a gain of {end.gain:.3g} in log-posterior density, expected less than {EXPECTED_GAIN:g}",
             file=sys.stderr,
         )
 

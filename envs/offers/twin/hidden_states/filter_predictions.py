@@ -9,36 +9,31 @@ import torch
 from torch import Tensor
 
 from envs.offers.logs.panel import Panel
+from envs.offers.populations.base import theta_from_matrix
+from envs.offers.twin.hidden_states.filter_fit import FilterFit
 from envs.offers.twin.hidden_states.mixture_filter import MixtureFilter, PanelWeek, opted_out_before, panel_weeks
 from envs.offers.twin.predictions import ContactEffect, OutcomePrediction
-from envs.offers.world.customers import UNSUBSCRIBED, Customers, World
-from envs.offers.world.filtering import CHUNK, Belief, Predicted
+from envs.offers.world.customers import UNSUBSCRIBED, World
+from envs.offers.world.filtering import Belief, Predicted
 from envs.offers.world.life_likelihood import margin_log_likelihood
 
 
 class FilterPredictions:
-    """PanelPredictions (envs/offers/twin/predictions.py) of the lives of customers with the parameters `customers`.
+    """PanelPredictions (envs/offers/twin/predictions.py) of the lives of customers with the parameters θ [N, K].
 
-    `alpha_sd` [] is the sd of α about its place in `customers`, integrated over `nodes` nodes, and `start` [14] are the
-    marginals of the state at the start of a life.
+    `effect_sd` [K] are the sds of the random effects by θ's columns; `method` integrates over these effects.
     """
 
-    def __init__(
-        self, customers: Customers, world: World, panel: Panel, *, start: Tensor, alpha_sd: Tensor, nodes: int
-    ):
-        self.customers, self.world, self.panel = customers, world, panel
-        self.start, self.alpha_sd, self.nodes = start, alpha_sd, nodes
+    def __init__(self, theta: Tensor, effect_sd: Tensor, world: World, panel: Panel, method: FilterFit):
+        self.theta, self.effect_sd, self.world, self.panel, self.method = theta, effect_sd, world, panel, method
+        self.customers = world.inhabit(theta_from_matrix(theta))
 
     def _chunks(self) -> Iterator[tuple[slice, MixtureFilter]]:
         """Yield chunks of customers, and the filter of each before the first week."""
-        size = max(CHUNK // self.nodes, 1)
+        opted_out, size = opted_out_before(self.panel), self.method.chunk
         for first in range(0, len(self.panel), size):
             rows = slice(first, first + size)
-            opted_out = opted_out_before(self.panel)[rows]
-            yield (
-                rows,
-                MixtureFilter(self.customers[rows], self.world, self.start, opted_out, self.alpha_sd, self.nodes),
-            )
+            yield rows, self.method.mixture(self.world, self.theta[rows], self.effect_sd, opted_out[rows])
 
     @torch.no_grad()
     def log_likelihoods(self) -> dict[str, Tensor]:

@@ -3,8 +3,8 @@
 The information of coefficients is the sum of outer products of customers' scores (Berndt, Hall, Hall & Hausman 1974).
 That of the margin is the expected one: where purchases of a customer bring much the same, their scores are no measure
 of it, for the likelihood of money holds the mean alone (envs/offers/twin/likelihood.py). The coefficients are G's
-linear ones, [K, 1 + F] in prior standard deviations, the constant first, and last the logarithm of the random effect's
-sd.
+linear ones, [K, 1 + F] in prior standard deviations, the constant first, and last the logarithms of the sds of the E
+random effects.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 from envs.offers.logs.panel import Panel
 from envs.offers.twin.structural_model import ParameterNetwork
 
-# log-likelihood [N] of a panel under θ [N, K], the random effect's sd [N] and weights [T, N]
+# log-likelihood [N] of a panel under θ [N, K], the random effects' sds [N, K] by θ's columns, and weights [T, N]
 SeasonLikelihood = Callable[[Tensor, Tensor, Panel, Tensor], Tensor]
 
 
@@ -29,7 +29,7 @@ EXPECTED_GAIN = 1.0
 
 
 class Scores(NamedTuple):
-    """Weighted sums over customers, P = K·(1 + F) + 1 coefficients."""
+    """Weighted sums over customers, P = K·(1 + F) + E coefficients."""
 
     log_likelihood: Tensor  # float64 []
     gradient: Tensor  # float64 [P]
@@ -39,26 +39,34 @@ class Scores(NamedTuple):
 def coefficients(member: ParameterNetwork, log_sd: Tensor) -> Tensor:
     """Return the coefficients of a member in order, float64 [P]."""
     linear = torch.cat((member.linear.bias[:, None], member.linear.weight), 1)
-    return torch.cat((linear.flatten(), log_sd.view(1))).detach().double()
+    return torch.cat((linear.flatten(), log_sd)).detach().double()
 
 
 @torch.no_grad()
 def set_coefficients(member: ParameterNetwork, log_sd: Tensor, values: Tensor) -> None:
-    """Give a member and the sd's logarithm the coefficients [P]."""
-    linear = values[:-1].view(len(member.middle), -1)
+    """Give a member and the sds' logarithms [E] the coefficients [P]."""
+    linear, of_effects = values.split([len(values) - len(log_sd), len(log_sd)])
+    linear = linear.view(len(member.middle), -1)
     member.linear.bias.copy_(linear[:, 0])
     member.linear.weight.copy_(linear[:, 1:])
-    log_sd.copy_(values[-1])
+    log_sd.copy_(of_effects)
 
 
 def scores(
-    likelihood: SeasonLikelihood, member: ParameterNetwork, sd: Tensor, panel: Panel, weight: Tensor, chunk: int
+    likelihood: SeasonLikelihood,
+    member: ParameterNetwork,
+    effect_sd: Tensor,
+    of_columns: Tensor,
+    panel: Panel,
+    weight: Tensor,
+    chunk: int,
 ) -> Scores:
     """Sum the scores of a panel's customers and their outer products, each customer by the greatest of its weights.
 
-    The likelihood is that of responses, without margins.
+    The likelihood is that of responses, without margins. `effect_sd` [K] are the random effects' by θ's columns, and
+    `of_columns`, bool [E, K], are the columns of each effect.
     """
-    size = len(member.middle) * (1 + len(panel.features)) + 1
+    size = len(member.middle) * (1 + len(panel.features)) + len(of_columns)
     low, high = member.bounds
     total = torch.zeros((), dtype=torch.float64, device=weight.device)
     gradient = torch.zeros(size, dtype=torch.float64, device=weight.device)
@@ -68,13 +76,14 @@ def scores(
         with torch.no_grad():
             theta = member(part.features.T)
         theta.requires_grad_()
-        of_each = sd.detach().expand(len(rows)).clone().requires_grad_()
+        of_each = effect_sd.detach().to(theta).expand(len(rows), -1).clone().requires_grad_()
         found = likelihood(theta, of_each, part, counts)
         of_theta, of_sd = torch.autograd.grad(found.sum(), (theta, of_each))
         of_theta = of_theta * ((theta > low) & (theta < high))  # G is flat where it is held within bounds
-        design = torch.cat((torch.ones_like(of_sd[:, None]), member.standardize(part.features.T)), 1)
+        design = torch.cat((torch.ones_like(of_sd[:, :1]), member.standardize(part.features.T)), 1)
         by_coefficient = ((of_theta * member.spread)[:, :, None] * design[:, None]).flatten(1)
-        score = torch.cat((by_coefficient, (of_sd * of_each)[:, None]), 1).detach()
+        of_log_sd = (of_sd * of_each) @ of_columns.T.to(of_sd)
+        score = torch.cat((by_coefficient, of_log_sd), 1).detach()
         times = counts.amax(0)
         weighted = score * times[:, None]
         total += (found.detach() * times).sum(dtype=torch.float64)
@@ -103,15 +112,15 @@ def with_margins(found: Scores, member: ParameterNetwork, panel: Panel, weight: 
     return Scores(found.log_likelihood + total, gradient, information)
 
 
-def scoring_step(found: Scores, at: Tensor, prior: Tensor, center: Tensor) -> tuple[Tensor, float]:
+def scoring_step(found: Scores, at: Tensor, prior: Tensor, center: Tensor, num_effects: int) -> tuple[Tensor, float]:
     """Return the step [P] from coefficients `at` to the maximum of the quadratic model, and the gain that it expects.
 
-    The prior of each coefficient is normal about `center` [P] with precision `prior` [P]. The sd grows or falls by a
-    factor of e at most: near 0 its likelihood is flat.
+    The prior of each coefficient is normal about `center` [P] with precision `prior` [P]. The sds of the random effects
+    grow or fall by a factor of e at most: near 0 the likelihood of an sd is flat.
     """
     slope = found.gradient - prior * (at - center)
     step = torch.linalg.solve(found.information + prior.diag(), slope)
-    step[-1].clamp_(-1.0, 1.0)
+    step[len(step) - num_effects :].clamp_(-1.0, 1.0)
     return step, 0.5 * (slope @ step).item()
 
 
@@ -123,7 +132,15 @@ class Climb(NamedTuple):
     gain: float  # of the log-posterior, which one more step from there promises
 
 
-def climb(scores_at: Callable[[Tensor], Scores], start: Tensor, prior: Tensor, center: Tensor, passes: int) -> Climb:
+def climb(
+    scores_at: Callable[[Tensor], Scores],
+    start: Tensor,
+    prior: Tensor,
+    center: Tensor,
+    *,
+    num_effects: int,
+    passes: int,
+) -> Climb:
     """Climb to the greatest posterior density by Fisher scoring, from coefficients `start` [P].
 
     A pass takes the scores at some coefficients, the first at `start`, and there are at most `passes`. From the highest
@@ -145,5 +162,5 @@ def climb(scores_at: Callable[[Tensor], Scores], start: Tensor, prior: Tensor, c
             step = step / 2
             continue
         best, highest = at, height
-        step, gain = scoring_step(found, at, prior, center)
+        step, gain = scoring_step(found, at, prior, center, num_effects)
     return Climb(best, made, gain)

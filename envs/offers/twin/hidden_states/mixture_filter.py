@@ -1,16 +1,14 @@
-"""The filter of the hidden state where features leave α open: a belief for each of K values of α, and their weights.
+"""The filter of the hidden state where features leave parameters open: a belief for each of Q nodes, and their weights.
 
 At given features customers still differ. Who bought often is then likelier to buy again, and a model without such
-differences takes them for habit (heterogeneity against state dependence, Heckman 1981). α is therefore G(x) plus a
-normal random effect, integrated by Gauss–Hermite quadrature (Butler & Moffitt 1982).
+differences takes them for habit (heterogeneity against state dependence, Heckman 1981). Some parameters are therefore
+G(x) plus a normal random effect (envs/offers/twin/hidden_states/random_effects.py).
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,12 +17,6 @@ from envs.offers.world.customers import SUBSCRIBED, UNSUBSCRIBED, Customers, Wor
 from envs.offers.world.filtering import Belief, Predicted, predict_week
 from envs.offers.world.history import SeenWeek
 from envs.offers.world.life_likelihood import observe_week
-
-
-def hermite_nodes(nodes: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Return nodes [K] of a standard normal and the logarithms of their weights [K], whose sum is 1."""
-    at, weight = np.polynomial.hermite_e.hermegauss(nodes)
-    return like.new_tensor(at), like.new_tensor(weight / weight.sum()).log()
 
 
 class PanelWeek(NamedTuple):
@@ -40,27 +32,22 @@ class PanelWeek(NamedTuple):
 
 
 class MixtureFilter:
-    """The filter of N customers from their first week in the log, whose α is normal with sd `alpha_sd` [] or [N].
+    """The filter of N customers from their first week in the log, each of whom has the parameters of one of Q nodes.
 
-    `start` [14] are the marginals of the state then, and `opted_out`, bool [N], who had opted out by then. The
-    K nodes of a customer stand N columns apart.
+    `customers` are Q·N: the nodes of a customer stand N columns apart. `log_weight` [Q] are the logarithms of the
+    nodes' probabilities before the first week. `start` [14] are the marginals of the state then, and `opted_out`,
+    bool [N], who had opted out by then.
     """
 
-    def __init__(
-        self, customers: Customers, world: World, start: Tensor, opted_out: Tensor, alpha_sd: Tensor, nodes: int
-    ):
-        at, log_weight = hermite_nodes(nodes, customers.alpha)
-        n = len(customers)
-        shift = (at[:, None] * alpha_sd).expand(nodes, n)
-        of_nodes = customers.map(lambda x: x.repeat(*(1,) * (x.dim() - 1), nodes))
-        self.customers = replace(of_nodes, alpha=of_nodes.alpha + shift.flatten())
-        self.world, self.nodes = world, nodes
-        self.log_weight = log_weight[:, None].expand(nodes, n)  #: log P(node | weeks so far), [K, N]
-        marginals = start.to(customers.alpha)[:, None].expand(-1, nodes * n)
-        self.belief = Belief.from_marginals(marginals, opted_out.repeat(nodes))
+    def __init__(self, customers: Customers, world: World, start: Tensor, opted_out: Tensor, log_weight: Tensor):
+        self.customers, self.world, self.nodes = customers, world, len(log_weight)
+        #: log P(node | weeks so far), [Q, N]
+        self.log_weight = log_weight.to(customers.alpha)[:, None].expand(-1, len(opted_out))
+        marginals = start.to(customers.alpha)[:, None].expand(-1, len(customers))
+        self.belief = Belief.from_marginals(marginals, opted_out.repeat(self.nodes))
 
     def mixed(self, of_nodes: Tensor) -> Tensor:
-        """Return the mean of [K·N] over the nodes, [N]."""
+        """Return the mean of [Q·N] over the nodes, [N]."""
         return (self.log_weight.exp() * of_nodes.view(self.nodes, -1)).sum(0)
 
     def predict(self, week: int | Tensor, offer: Tensor, channel: Tensor) -> Predicted:

@@ -90,13 +90,37 @@ def test_a_feature_of_any_name_leaves_the_other_groups_as_they_are(shop):
     decisions, names = Decisions.of_season(seen), ["pair", "week", "contacts", "purchases", "redemptions"]
     features = torch.randn(5, 60, generator=torch.Generator().manual_seed(0))
     judging = torch.arange(60) % 3 == 0
-    alone, both = (groups(decisions, world.catalogue, x) for x in (None, Segments(features, names, judging)))
-    assert len(both) == len(alone) + 5
+    segments = Segments(features, names, judging, features[:3], names[:3])
+    alone, both = (groups(decisions, world.catalogue, x) for x in (None, segments))
+    assert len(both) == len(alone) + 5 + 3
     for name in names:
         thirds = both[f"thirds of {name}"].of
         assert (thirds[:, judging] >= 0).all() and (thirds[:, ~judging] == -1).all()
     for kind, (group, labels) in alone.items():
         assert torch.equal(both[kind].of, group) and both[kind].names == labels
+
+
+@pytest.mark.slow
+def test_customers_in_whom_two_parameters_are_on_the_same_side_are_named(shop):
+    """They ignore discounts, and others do not."""
+    world, customers, state, start = shop
+    high = [x > x.median() for x in (customers.alpha, customers.beta)]
+    beta = torch.where(high[0] == high[1], 0.0, customers.beta)
+    seen, _ = simulate(world, replace(customers, beta=beta), state, torch.Generator().manual_seed(2), 12)
+    predicted, decisions = predict_season(customers, world, start, seen), Decisions.of_season(seen)
+    theta = torch.stack((customers.alpha, customers.phi, customers.beta))
+    segments = Segments(theta[:0], [], torch.ones(6000, dtype=torch.bool), theta, ["alpha", "phi", "beta"])
+    named = misfits(predicted, decisions, world.catalogue, 0.001, segments)
+    assert "alpha and beta on the same side of their medians, contacted (z = -" in named[0]
+    group, labels = groups(decisions, world.catalogue, segments)["sides of alpha and beta"]
+    sent = seen[3].offer > 0
+    assert torch.equal(
+        group[3] == labels.index("alpha and beta on opposite sides of their medians, contacted"),
+        sent & (high[0] != high[1]),
+    )
+    as_they_seem, _ = simulate(world, customers, state, torch.Generator().manual_seed(2), 12)
+    predicted = predict_season(customers, world, start, as_they_seem)
+    assert misfits(predicted, Decisions.of_season(as_they_seem), world.catalogue, 0.001, segments) == []
 
 
 def test_groups_with_little_variance_are_not_tested():

@@ -33,12 +33,12 @@ def poisson(of_rates: float, information: float = 1.0):
 def test_fisher_scoring_climbs_to_the_maximum_that_a_root_finder_finds(information):
     scores_at, prior, center, wanted = poisson(1.0, information)
     start = torch.tensor([-1.0, 0.0, 0.0, 1.5]).double()
-    found, passes, gain = climb(scores_at, start, prior, center, 60)
+    found, passes, gain = climb(scores_at, start, prior, center, num_effects=1, passes=60)
     curvature = poisson(1.0)[0](wanted).information + prior.diag()
     left = found - wanted
     assert left @ curvature @ left < 2 * 1.5 * EXPECTED_GAIN and 3 < passes < 60
     assert gain < EXPECTED_GAIN
-    cut_short = climb(scores_at, start, prior, center, 1)
+    cut_short = climb(scores_at, start, prior, center, num_effects=1, passes=1)
     slope = scores_at(start).gradient - prior * (start - center)
     assert torch.equal(cut_short.at, start) and cut_short.passes == 1
     assert (
@@ -52,4 +52,5 @@ def test_fisher_scoring_climbs_to_the_maximum_that_a_root_finder_finds(informati
 def test_a_climb_begins_where_the_likelihood_is_a_number(height):
     scores_at, prior, center, _ = poisson(1.0)
     with pytest.raises(ValueError, match="log: the likelihood is no number"):
-        climb(lambda at: scores_at(at)._replace(log_likelihood=torch.tensor(height)), center, prior, center, 12)
+        nowhere = lambda at: scores_at(at)._replace(log_likelihood=torch.tensor(height))  # noqa: E731
+        climb(nowhere, center, prior, center, num_effects=1, passes=12)

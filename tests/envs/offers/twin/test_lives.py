@@ -37,7 +37,7 @@ def environment(**changes):
 
 def twin(env, **changes):
     """A small twin."""
-    small = {"reference_size": 2000, "score_customers": 300, "hidden_states": {"nodes": 3}}
+    small = {"reference_size": 2000, "score_customers": 300, "hidden_states": {"nodes": [3, 2]}}
     return instantiate(part("twin", members=1, twin=small, **changes), _convert_="all")(env, 0)
 
 
@@ -113,20 +113,21 @@ def test_the_filter_of_lives_is_the_scalar_pass_over_joined_lives(shop):
     panel = to_life_panel(log_, env, "log")
     of_scalar = [scalar_life(x, seen, logged, i) for i, x in enumerate(references(c, world))]
     wanted = [sum(found) for found, _ in of_scalar]
-    predictions = FilterPredictions(c, world, panel, start=start, alpha_sd=torch.zeros(()).double(), nodes=3)
+    model = twin(env)
+    method, theta = model.twin.hidden_states, theta_to_matrix(c)
+    method.start = start
+    closed = torch.zeros_like(theta[0])
+    predictions = FilterPredictions(theta, closed, world, panel, method)
     found = predictions.log_likelihoods()["response"]
     torch.testing.assert_close(found.sum(0), torch.tensor(wanted, dtype=torch.float64), rtol=0, atol=1e-10)
     for i, (each, _) in enumerate(of_scalar):
         torch.testing.assert_close(
             found[panel.logged[:, i], i], torch.tensor(each, dtype=torch.float64), rtol=0, atol=1e-10
         )
-    model = twin(env)
-    model.twin.hidden_states.start = start
-    theta, sd = theta_to_matrix(c), torch.zeros(()).double()
-    whole = model.twin.hidden_states.response_log_likelihoods(world, theta, sd, panel, panel.logged.double())
+    whole = method.response_log_likelihoods(world, theta, closed, panel, panel.logged.double())
     torch.testing.assert_close(whole, torch.tensor(wanted, dtype=torch.float64), rtol=0, atol=1e-10)
 
-    at_end = MixtureFilter(c, world, start, opted_out_before(panel), torch.zeros(()).double(), 1)
+    at_end = MixtureFilter(c, world, start, opted_out_before(panel), torch.zeros(1).double())
     churned = torch.zeros(N, dtype=torch.float64)
     for t, week in enumerate(panel_weeks(panel)):
         p = at_end.predict(week.number, week.seen.offer, week.seen.channel).bought
@@ -146,7 +147,11 @@ def test_seasons_are_simulated_from_what_was_seen_before(shop):
     """Without a free week the totals by week of the season are those of the predictions, over all seasons."""
     env, world, c, _, _, log_, start, _ = shop
     panel = to_life_panel(log_, env, "log")
-    predictions = FilterPredictions(c, world, panel, start=start, alpha_sd=torch.tensor(0.4).double(), nodes=3)
+    model = twin(env)
+    model.twin.hidden_states.start = start
+    effect_sd = torch.zeros_like(theta_to_matrix(c)[0])
+    effect_sd[model.twin.columns["alpha"] + model.twin.columns["omega"]] = torch.tensor([0.4] + [0.1] * 5).double()
+    predictions = FilterPredictions(theta_to_matrix(c), effect_sd, world, panel, model.twin.hidden_states)
     trips = predictions.probabilities()["trips"].probability * panel.logged
     wanted = torch.zeros(12).double().index_add_(0, panel.week.flatten(), trips.flatten())
     known = predictions.simulate_season(12, torch.Generator().manual_seed(0))
@@ -165,7 +170,8 @@ def test_information_counts_a_customer_once(shop):
     panel = to_life_panel(log_[log_.unit < 6], env, "log")
     panel = replace(panel, features=panel.features.double())
     member.fit_scale(panel.features.T)
-    found = method.scores(member, torch.tensor(0.3).double(), world, panel, panel.logged.double())
+    effect_sd = torch.full_like(member.middle, 0.1)
+    found = method.scores(member, effect_sd, world, panel, panel.logged.double())
     column = model.twin.columns["margin"][0] * (1 + len(panel.features))
     others = [k for k in range(len(found.information)) if not column <= k < column + 1 + len(panel.features)]
     assert torch.linalg.matrix_rank(found.information[others][:, others]) == 6
@@ -184,13 +190,13 @@ def test_the_rate_of_churn_is_found_in_a_log_of_several_seasons():
     theta, weight = theta_to_matrix(c), panel.logged.float()
     column = model.twin.columns["c0"][0]
     shifts = torch.tensor([-0.5, -0.25, 0.0, 0.25, 0.5, 1.0, 1.5])
-    model.twin.hidden_states.nodes = 1
-    likelihoods = []
+    method, likelihoods = model.twin.hidden_states, []
+    closed = torch.zeros_like(theta[0])
     for shift in shifts.tolist():
         moved = theta.clone()
         moved[:, column] += shift
         with torch.no_grad():
-            found = model.twin.hidden_states.response_log_likelihoods(env.world, moved, torch.zeros(()), panel, weight)
+            found = method.response_log_likelihoods(env.world, moved, closed, panel, weight)
         likelihoods.append(found.sum())
     best = shifts[torch.stack(likelihoods).argmax()].item()
     assert abs(best) <= 0.25, best  # of log c0; with every season from the priors' start it is above 1
@@ -275,7 +281,7 @@ def test_a_twin_says_whether_the_earlier_one_still_fits():
         ensemble,
         env,
         members=1,
-        hidden_states={"steps": 10, "batch_size": 150, "nodes": 1},
+        hidden_states={"steps": 10, "batch_size": 150, "random_effects": [], "nodes": []},
         holdout={"customers": 0.3, "stopping": 0.1},
     )
     old = log_of_lives(env, sample.features, first, torch.ones(12, 500).bool())
@@ -298,7 +304,7 @@ def test_a_fit_that_goes_on_from_another_is_resumed_bit_by_bit():
     sample = env.population.draw(200, torch.Generator().manual_seed(7), "train")
     c = env.world.inhabit(sample.customers)
     seen, _ = simulate(env.world, c, sample.state, torch.Generator().manual_seed(8), 24)
-    make = partial(ensemble, env, members=2, hidden_states={"steps": 3, "batch_size": 100, "nodes": 2})
+    make = partial(ensemble, env, members=2, hidden_states={"steps": 3, "batch_size": 100, "nodes": [2, 2]})
     shares = {"customers": 0.4, "stopping": 0.2}
     earlier_sides, sides = {**shares, "salt": 1}, {**shares, "salt": 2}
     longer = log_of_lives(env, sample.features, seen, torch.ones(24, 200).bool())

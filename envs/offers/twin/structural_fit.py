@@ -31,7 +31,6 @@ from rlcore.runs.report import Report
 
 CHUNK = 4096  # customers whose likelihood is computed at once, so that a chunk fits a cache
 MIN_GAIN = 1e-6  # least gain of the held-out log-likelihood a decision
-MIN_VARIATION = 0.5  # sd of a parameter's estimates over customers, in sds of the prior: features tell of the parameter
 # parameters that a log in which the outcome never happens does not identify
 UNIDENTIFIED = {"churn": ("c0", "gamma_f", "gamma_h"), "opt_out": ("opt_out",)}
 
@@ -51,8 +50,8 @@ class StructuralTwin:
 
     Where the log has the states, rounds of L-BFGS go on until the likelihood of held-out customers no longer grows;
     where the environment's view hides them, `hidden_states` fits G. `hidden` are the sizes of G's hidden layers;
-    without any, G is linear. `penalty`, times the number of features, is the weight of Σ W²/2 against the
-    log-likelihood of all decisions: with 1, E[θ | x] varies a priori as much as θ does.
+    without any, G is linear. `penalty`, times the number of G's inputs, is the weight of Σ W²/2 against the
+    log-likelihood of all decisions: with 1, E[θ | x] varies a priori about as much as θ does.
     `fixed_parameters` are left to the population's priors, together with those that a log without some outcome cannot
     identify. `reference_size` customers are drawn to compute mean and spread of θ, and the states at the start.
     `score_customers` are those whose scores tell what a log without states identifies.
@@ -71,7 +70,7 @@ class StructuralTwin:
         score_customers: int,
         hidden_states: FilterFit,
     ):
-        self.hidden, self.penalty_by_feature = hidden, penalty
+        self.hidden, self.penalty_by_input = hidden, penalty
         self.penalty = 0.0  #: weight of Σ W²/2; set with the members
         self.rounds, self.steps, self.patience = rounds, steps, patience
         self.fixed_parameters = tuple(fixed_parameters)
@@ -87,7 +86,7 @@ class StructuralTwin:
         theta = theta_to_matrix(sample.customers)
         self.columns = parameter_columns(sample.customers)
         self.hides_state = env.codec.hides_state
-        self.penalty = self.penalty_by_feature * env.static_dim
+        self.penalty = self.penalty_by_input * env.static_dim
         self.hidden_states.prepare(self.columns, start_marginals(sample.state))
         if unknown := set(self.fixed_parameters) - set(self.columns):
             raise ValueError(
@@ -116,6 +115,8 @@ class StructuralTwin:
         # what the other log could not identify, this one may
         member.spread.copy_(torch.where(member.spread == 0, spread, member.spread))
         member.starts_warm = True
+        if not self.hides_state:
+            member.effect_sd.zero_()  # of a log with the states no random effect is fitted
 
     def to_panel(self, log: LoggedDataset, env) -> Panel:
         """Lay a log out by customer and week: whole lives where states are hidden, seasons where they are known."""
@@ -202,7 +203,8 @@ class StructuralTwin:
         Without states the customers that members are fitted to are tested too, since a fit by maximum likelihood makes
         residuals smaller and not greater. Only the thirds by a feature have held-out customers alone: a penalty draws
         the slopes to 0, so that in large groups of fitted customers the equations seem wrong where they are right.
-        Customers are also grouped by each two parameters whose estimates vary by MIN_VARIATION or more.
+        Customers are also grouped by each two parameters that a fit estimates, the margin and those whose means are
+        drawn to the priors' aside.
         """
         catalogue = env.world.catalogue
         predictions = [self.predict(member, env.world, panel) for member in members]
@@ -210,9 +212,10 @@ class StructuralTwin:
             return trip_misfits(predictions, panel, held_out, catalogue, level)
         theta = mean_theta(members, panel.features.T)
         names = parameter_names(self.columns, catalogue.channels)
-        vary = (theta.std(0) > MIN_VARIATION * members[0].spread).nonzero()[:, 0].tolist()
+        left_out = {*self.fixed_columns(), *self.hidden_states.pulled_columns(), *self.columns["margin"]}
+        estimated = [k for k in range(len(names)) if k not in left_out]
         segments = Segments(
-            panel.features, env.population.feature_names, held_out, theta[:, vary].T, [names[k] for k in vary]
+            panel.features, env.population.feature_names, held_out, theta[:, estimated].T, [names[k] for k in estimated]
         )
         named = misfits(mean_probabilities(predictions), Decisions.of_panel(panel), catalogue, level, segments)
         return unexplained(named)

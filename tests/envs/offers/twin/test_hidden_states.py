@@ -250,7 +250,7 @@ def test_of_a_log_that_tells_nothing_no_parameter_seems_identified(small, featur
     member = ParameterNetwork(features, model.members[0].middle, model.members[0].spread, hidden=[]).double()
     x = torch.randn(features, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     panel = replace(panel, features=(x - x.mean(1, keepdim=True)) / x.std(1, correction=0, keepdim=True))
-    weight, penalty = torch.ones(12, 12), model.twin.penalty_by_feature * features
+    weight, penalty = torch.ones(12, 12), model.twin.penalty_by_input * features
     found = coefficient_covariance(model.twin.hidden_states, member, world, panel, weight, penalty, 0)
     rows = parameter_rows([member], found, panel)
     assert [row.given_features for row in rows] == [1.0] * len(rows)
@@ -394,6 +394,19 @@ def test_what_the_twin_cannot_explain_has_a_segment_and_a_week(fitted):
     segments = Segments(changed.features, names, everybody, changed.features[:0], [])
     found = misfits(predicted, decisions, env.world.catalogue, 0.001, segments)
     assert any("highest third of feature 7, contacted" in text and "most in week 5" in text for text in found), found
+
+
+@pytest.mark.slow
+def test_segments_of_two_parameters_are_named(fitted):
+    """Who is high in both α and β, or low in both, ignores what is sent in this log."""
+    _, model, _ = fitted
+    with torch.no_grad():
+        theta = model.members[0](model.panel.features.T)
+    high = [theta[:, k] > theta[:, k].median() for k in (model.twin.columns["alpha"][0], model.twin.columns["beta"][0])]
+    ignores = (high[0] == high[1]) & (model.panel.offer > 0)
+    changed = replace(model.panel, redeemed=model.panel.redeemed & ~ignores)
+    found = model.make_evaluator().misfit(model, changed, model.held_out)
+    assert len(found) == 1 and "alpha and log beta on the same side of their medians, contacted (z = -" in found[0]
 
 
 @pytest.mark.slow

@@ -21,6 +21,7 @@ from envs.live.plan.twin_gains import TwinGains
 from envs.offers.logs.customer_weeks import CustomerWeeks
 from envs.offers.populations.base import theta_to_matrix
 from envs.offers.twin.structural_model import ParameterNetwork
+from envs.offers.twin.twin_checkpoint import KIND
 from envs.offers.world.customers import SUBSCRIBED
 from hidden_markov import START, Observed, state_pass
 from reference_world import GONE, NOTHING, references
@@ -45,7 +46,7 @@ def shop(tmp_path_factory):
     twin = {
         "members": [x.state_dict() for x in members],
         "iteration": 2,
-        "kind": "structural",
+        "kind": KIND,
         "hidden": [8],
         "env": {"population": env.population.state_dict()},
     }

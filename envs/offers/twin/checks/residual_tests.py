@@ -68,7 +68,7 @@ def significant_groups(
     named. With each group comes the week of the log, by `time` [T, N], in which it is worst. Under the true θ of
     every customer, and the true start, the residuals have mean 0 and variance 1, whatever policy made the decisions;
     they are normal where many outcomes are expected, and other groups are not tested. What features leave open of θ is
-    no part of the equations, random effects aside: in a long log it is named too.
+    no part of the equations, random effects aside, and may be named in a long log.
     """
     tested = tested_groups(predicted, grouped)
     if not tested:

@@ -44,6 +44,17 @@ class Budget:
             share=share, weekly=None, seasonal=self.seasonal, rollover=self.rollover, stock=self.stock, rule=self.rule
         )
 
+    def with_weekly(self, weekly: float) -> Budget:
+        """Return the same with so much money a customer and week."""
+        return Budget(
+            share=self.share,
+            weekly=weekly,
+            seasonal=self.seasonal,
+            rollover=self.rollover,
+            stock=self.stock,
+            rule=self.rule,
+        )
+
     def weekly_amounts(
         self,
         c: Customers,

@@ -6,7 +6,8 @@ Usage:
     python scripts/bench.py learning/tradeoff benchmark.folder=outputs/sweep/…
 
 Both are expected, over never contacting anyone, and include what a customer brings after the season. A trip is worth
-λ_trips beside its margin (`env.reward.trips`): 0 is the CFO's end, a high value the CMO's.
+λ_trips beside its margin (`env.reward.trips`): 0 is the CFO's end, a high value the CMO's. All policies have the same
+money, the budget of the least λ_trips: budgets are shares of what the best plan spends, which grows with λ_trips.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ from scripts.benchmarks.common.display import save_figure, show
 from scripts.benchmarks.common.trained import restore
 
 CAPTION = (
-    "expected, over never contacting anyone, a season and what follows it; ±: half of Student's 95 % interval over "
-    "trainings; planning knows true θ"
+    "expected, over never contacting anyone, a season and what follows it; the same budget for all; ±: half of "
+    "Student's 95 % interval over trainings; planning knows true θ"
 )
 
 
@@ -66,10 +67,13 @@ def run(
         raise ValueError("benchmark.folder: expected a folder with checkpoints of experiment=tradeoff, got none")
     points: list[Point] = []
     planned = set()
-    for path in paths:
-        training = restore(path, device, trusted_packages)
+    trainings = [restore(path, device, trusted_packages) for path in paths]
+    trainings.sort(key=lambda training: training.env.world.reward.trips)
+    budget = trainings[0].env.budget
+    for training in trainings:
         evaluator = evaluation(training.env)
-        market, tuning_market = (draw(training.env.budget) for draw in (evaluator.test_market, evaluator.tuning_market))
+        market, tuning_market = (draw(budget) for draw in (evaluator.test_market, evaluator.tuning_market))
+        budget = budget.with_weekly(market.budget[0].item() / len(market))  # from now on the money of the first
         trip_value = training.env.world.reward.trips
         policies: dict[str, SeasonPolicy] = {"learned": evaluator.deploy(training.agent, market, tuning_market)[0]}
         if trip_value not in planned:

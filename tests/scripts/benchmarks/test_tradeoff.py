@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hydra.utils import instantiate
@@ -10,7 +12,13 @@ from configs import composed
 from envs.offers.evaluation.streams import TEST_SEASONS
 from envs.offers.policies.baselines import KnapsackPolicy, NoContact
 from envs.offers.policies.information import ORACLE
-from scripts.benchmarks.learning.tradeoff import Point, margin_and_trips, summarise, to_figure, to_table
+from scripts.benchmarks.learning.tradeoff import (
+    Point,
+    margin_and_trips,
+    summarise,
+    to_figure,
+    to_table,
+)
 from small_offers import small_evaluation
 
 
@@ -25,6 +33,19 @@ def test_profit_is_margin_and_the_value_of_trips():
     margin, trips = margin_and_trips(evaluator, myopic, market)
     assert margin + 0.5 * trips == pytest.approx(profit) and margin != 0 and trips != 0
     assert margin_and_trips(evaluator, NoContact(), market) == (0.0, 0.0)
+
+
+@pytest.mark.slow
+def test_the_money_of_one_value_of_a_trip_can_be_given_to_another():
+    """Shares are of what the best plan spends, which grows with the value; a week's money does not."""
+    evaluator, values_more = small_evaluation(), small_evaluation()
+    values_more.world.reward = replace(values_more.world.reward, trips=10.0)
+    budget = evaluator.env.budget
+    market, richer = (each.test_market(budget) for each in (evaluator, values_more))
+    assert (richer.budget > 1.02 * market.budget).all()
+    given = budget.with_weekly(market.budget[0].item() / len(market))
+    torch.testing.assert_close(values_more.test_market(given).budget, market.budget)
+    assert (given.rollover, given.stock, given.rule) == (budget.rollover, budget.stock, budget.rule)
 
 
 def test_trainings_of_one_value_are_averaged_and_drawn():

@@ -40,19 +40,16 @@ class Budget:
 
     def with_share(self, share: float) -> Budget:
         """Return the same with another share."""
-        return Budget(
-            share=share, weekly=None, seasonal=self.seasonal, rollover=self.rollover, stock=self.stock, rule=self.rule
-        )
+        return self._with(share, None)
 
     def with_weekly(self, weekly: float) -> Budget:
         """Return the same with so much money a customer and week."""
+        return self._with(self.share, weekly)
+
+    def _with(self, share: float, weekly: float | None) -> Budget:
+        """Return the same with other money."""
         return Budget(
-            share=self.share,
-            weekly=weekly,
-            seasonal=self.seasonal,
-            rollover=self.rollover,
-            stock=self.stock,
-            rule=self.rule,
+            share=share, weekly=weekly, seasonal=self.seasonal, rollover=self.rollover, stock=self.stock, rule=self.rule
         )
 
     def weekly_amounts(

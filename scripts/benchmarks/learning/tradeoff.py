@@ -70,10 +70,11 @@ def run(
     trainings = [restore(path, device, trusted_packages) for path in paths]
     trainings.sort(key=lambda training: training.env.world.reward.trips)
     budget = trainings[0].env.budget
+    first = evaluation(trainings[0].env).test_market(budget)
+    budget = budget.with_weekly(first.budget[0].item() / len(first))
     for training in trainings:
         evaluator = evaluation(training.env)
         market, tuning_market = (draw(budget) for draw in (evaluator.test_market, evaluator.tuning_market))
-        budget = budget.with_weekly(market.budget[0].item() / len(market))  # from now on the money of the first
         trip_value = training.env.world.reward.trips
         policies: dict[str, SeasonPolicy] = {"learned": evaluator.deploy(training.agent, market, tuning_market)[0]}
         if trip_value not in planned:

@@ -146,7 +146,8 @@ def groups(decisions: Decisions, catalogue: Catalogue, segments: Segments | None
     if weeks_of_log > weeks:
         found["week of the log"] = Groups(decisions.time, [f"week {t + 1} of the log" for t in range(weeks_of_log)])
     if segments is not None:
-        found |= thirds(segments, sent.to(torch.int8)) | sides(segments, sent.to(torch.int8))
+        sent = sent.to(torch.int8)  # of many groups: eight times as small
+        found |= thirds(segments, sent) | sides(segments, sent)
     return found
 
 

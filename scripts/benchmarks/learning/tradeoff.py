@@ -146,7 +146,9 @@ def to_table(rows: list[dict[str, Any]]):
 
 def to_figure(rows: list[dict[str, Any]]) -> Figure:
     """Draw margin against trips, a line a policy, a point a value of a trip."""
-    figure, axes = labelled("trips over never contacting anyone", "margin over never contacting anyone")
+    figure, axes = labelled(
+        "trips over never contacting anyone, a season", "margin over never contacting anyone, money a season"
+    )
     for policy in dict.fromkeys(row["policy"] for row in rows):
         of_policy = [row for row in rows if row["policy"] == policy]
         axes.errorbar(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Iterator
 from functools import partial
@@ -13,12 +12,14 @@ from torch import Tensor
 from envs.offers.logs.panel import Panel
 from envs.offers.populations.base import theta_from_matrix
 from envs.offers.twin.hidden_states.fisher_scoring import (
+    LEAST_VARIANCE,
     Climb,
     Scores,
     climb,
     coefficients,
     scores,
     set_coefficients,
+    tolerated_gain,
     with_margins,
 )
 from envs.offers.twin.hidden_states.mixture_filter import MixtureFilter, opted_out_before, panel_weeks, seen_weeks
@@ -30,13 +31,11 @@ from envs.offers.world.life_likelihood import margin_log_likelihood
 
 BETAS = (0.9, 0.99)  # of Adam
 MAX_GRADIENT_NORM = 1.0
-EXPECTED_SD = 0.4  # of a random effect, in prior sds of its parameter: where a fit starts, the middle of its prior
-TOLERATED_GAIN = 5.0  # of a fit that ran out of passes: a step of √10 posterior sds over hundreds of coefficients
-LEAST_SD = 0.01  # of a random effect where a fit goes on from another, in the same unit
+EXPECTED_VARIANCE = 0.16  # of a random effect, in prior variances of its parameter: where a fit starts, and its prior
 
 
 class FilterFit:
-    """Maximum a posteriori of G and of the sds of random effects.
+    """Maximum a posteriori of G and of the variances of random effects.
 
     Panels are of lives: the state filtered at the end of a season is the start of the next. Adam takes `steps` steps on
     batches of whole lives, which have about the decisions of `batch_size` whole seasons, at a learning rate `lr` that
@@ -99,9 +98,10 @@ class FilterFit:
         """Number of customers whose nodes are filtered at once."""
         return max(CHUNK // len(self.effects.log_weight), 1)
 
-    def sd_of_columns(self, member: ParameterNetwork, log_sd: Tensor) -> Tensor:
-        """Return the random effects' sds by θ's columns [K], in θ's units; `log_sd` [E] are of prior sds."""
-        return member.spread * (log_sd.exp() @ self.effects.of_columns.to(log_sd))
+    def sd_of_columns(self, member: ParameterNetwork, variance: Tensor) -> Tensor:
+        """Return the random effects' sds by θ's columns [K], in θ's units; `variance` [E] are of prior variances."""
+        sd = variance.clamp_min(LEAST_VARIANCE).sqrt()
+        return member.spread * (sd @ self.effects.of_columns.to(sd))
 
     def mixture(self, world: World, theta: Tensor, effect_sd: Tensor, opted_out: Tensor) -> MixtureFilter:
         """Return the filter of customers θ [N, K] at the start of their lives.
@@ -166,24 +166,24 @@ class FilterFit:
         constant[self.pulled_columns()] = self.pull
         precision = torch.cat((constant, precision), 1)
         precision[member.spread == 0] = 1.0  # left to the priors: no season depends on these
-        of_effects = precision.new_ones(len(self.random_effects))  # of the sds, weak
+        of_effects = precision.new_ones(len(self.random_effects))  # weak: features leave at most the prior's variance
         return torch.cat((precision.flatten(), of_effects))
 
     def prior_center(self, member: ParameterNetwork) -> Tensor:
         """Return the middle of each coefficient's prior, [P]."""
         effects = len(self.random_effects)
         center = torch.zeros_like(coefficients(member, member.spread.new_zeros(effects)))
-        center[len(center) - effects :] = math.log(EXPECTED_SD)
+        center[len(center) - effects :] = EXPECTED_VARIANCE
         return center
 
-    def first_log_sd(self, member: ParameterNetwork, known: bool) -> torch.nn.Parameter:
-        """Return the logarithms of the sds [E] at the start of a fit; `known`: the member's own, where it has any."""
-        log_sd = member.spread.new_full((len(self.random_effects),), math.log(EXPECTED_SD))
+    def first_variance(self, member: ParameterNetwork, known: bool) -> torch.nn.Parameter:
+        """Return the effects' variances [E] at the start of a fit; `known`: the member's own, where it has any."""
+        variance = member.spread.new_full((len(self.random_effects),), EXPECTED_VARIANCE)
         for effect, name in enumerate(self.random_effects):
             spread, sd = member.spread[self.columns[name]][0], member.effect_sd[self.columns[name]][0]
             if known and spread > 0:  # 0: the parameter is left to the priors
-                log_sd[effect] = (sd / spread).clamp_min(LEAST_SD).log()
-        return torch.nn.Parameter(log_sd)
+                variance[effect] = (sd / spread).square()
+        return torch.nn.Parameter(variance)
 
     # ── fit ─────────────────────────────────────────────────────────────────────────────────────────────────────────
     def fit(
@@ -214,20 +214,20 @@ class FilterFit:
             member.fit_scale(panel.features.T)
         rows = (weight.amax(0) > 0).nonzero()[:, 0]
         panel, weight = panel[rows], weight[:, rows]
-        log_sd = self.first_log_sd(member, begins_near or member.starts_warm)
+        variance = self.first_variance(member, begins_near or member.starts_warm)
         if not begins_near:
-            self.come_near(member, log_sd, world, panel, weight, generator, penalty)
+            self.come_near(member, variance, world, panel, weight, generator, penalty)
 
         def scores_at(at: Tensor) -> Scores:
-            set_coefficients(member, log_sd, at)
-            return self.scores(member, self.sd_of_columns(member, log_sd.detach()), world, panel, weight)
+            set_coefficients(member, variance, at)
+            return self.scores(member, self.sd_of_columns(member, variance.detach()), world, panel, weight)
 
         prior, center = self.prior_precision(member, penalty), self.prior_center(member)
-        at = coefficients(member, log_sd)
+        at = coefficients(member, variance)
         end = climb(scores_at, at, prior, center, num_effects=len(self.random_effects), passes=self.passes)
         warn_below_maximum(end)
-        set_coefficients(member, log_sd, end.at)
-        member.effect_sd.copy_(self.sd_of_columns(member, log_sd.detach()))
+        set_coefficients(member, variance, end.at)
+        member.effect_sd.copy_(self.sd_of_columns(member, variance.detach()))
         held_out_likelihood = self.log_likelihood(member, member.effect_sd, world, held_out, held_out_weight)
         return {
             "twin/held_out": held_out_likelihood,
@@ -243,7 +243,7 @@ class FilterFit:
     def come_near(
         self,
         member: ParameterNetwork,
-        log_sd: torch.nn.Parameter,
+        variance: torch.nn.Parameter,
         world: World,
         panel: Panel,
         weight: Tensor,
@@ -253,7 +253,7 @@ class FilterFit:
         """Take Adam's steps, which come near the maximum."""
         prior, center = self.prior_precision(member, penalty), self.prior_center(member)
         times, total = weight.amax(0), weight.sum()
-        optimizer = torch.optim.Adam([*member.parameters(), log_sd], lr=self.lr, betas=BETAS)
+        optimizer = torch.optim.Adam([*member.parameters(), variance], lr=self.lr, betas=BETAS)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.steps)
         length = panel.logged.sum(0).float().mean().item()  # of a life
         rows = torch.arange(len(panel), device=weight.device)
@@ -262,25 +262,26 @@ class FilterFit:
             batch = next(batches)
             part, counts = panel[batch], weight[:, batch]
             optimizer.zero_grad(set_to_none=True)
-            theta, effect_sd = member(part.features.T), self.sd_of_columns(member, log_sd)
+            theta, effect_sd = member(part.features.T), self.sd_of_columns(member, variance)
             likelihood = self.life_log_likelihoods(world, theta, effect_sd, part, counts)
             linear = torch.cat((member.linear.bias[:, None], member.linear.weight), 1).flatten()
-            far = torch.cat((linear, log_sd)) - center
+            far = torch.cat((linear, variance)) - center
             squares = (prior * far.square()).sum()
             if member.body is not None:
                 squares = squares + penalty * sum(p.square().sum() for p in member.body.parameters())
             (0.5 * squares / total - (likelihood * times[batch]).sum() / counts.sum()).backward()
-            torch.nn.utils.clip_grad_norm_([*member.parameters(), log_sd], MAX_GRADIENT_NORM)
+            torch.nn.utils.clip_grad_norm_([*member.parameters(), variance], MAX_GRADIENT_NORM)
             optimizer.step()
             schedule.step()
 
 
 def warn_below_maximum(end: Climb) -> None:
-    """Print a warning where the passes ran out far from the maximum."""
-    if not end.gain < TOLERATED_GAIN:
+    """Print a warning where the passes ran out before the maximum."""
+    tolerated = tolerated_gain(end.at)
+    if not end.gain < tolerated:
         print(
             f"warning: algo.twin.hidden_states.passes={end.passes} ended a fit below its maximum: one more step "
-            f"promises a gain of {end.gain:.3g} in log-posterior density, expected less than {TOLERATED_GAIN:g}",
+            f"promises a gain of {end.gain:.3g} in log-posterior density, expected less than {tolerated:.3g}",
             file=sys.stderr,
         )
 

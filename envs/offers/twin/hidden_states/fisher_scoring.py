@@ -3,8 +3,9 @@
 The information of coefficients is the sum of outer products of customers' scores (Berndt, Hall, Hall & Hausman 1974).
 That of the margin is the expected one: where purchases of a customer bring much the same, their scores are no measure
 of it, for the likelihood of money holds the mean alone (envs/offers/twin/likelihood.py). The coefficients are G's
-linear ones, [K, 1 + F] in prior standard deviations, the constant first, and last the logarithms of the sds of the E
-random effects.
+linear ones, [K, 1 + F] in prior standard deviations, the constant first, and last the variances of the E random effects
+in prior variances. A quadratic model suits a variance near 0, where its slope stays; that by the sd vanishes there, and
+that by the logarithm too.
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ from envs.offers.twin.structural_model import ParameterNetwork
 SeasonLikelihood = Callable[[Tensor, Tensor, Panel, Tensor], Tensor]
 
 
-# gain of the log-posterior below which a climb ends; at this gain the step is √2 posterior sds long, over all
-# coefficients together, which may be one coefficient's
-EXPECTED_GAIN = 1.0
+LEAST_VARIANCE = 1e-4  # of a random effect, in prior variances of its parameter
+# A climb ends where a step promises a gain of less than this share of P/2, of the log-posterior: by P/2 a draw of the P
+# coefficients from the posterior lies below the maximum on average. The step is then a tenth of the way to such a draw.
+CONVERGED = 0.01
 
 
 class Scores(NamedTuple):
@@ -36,20 +38,20 @@ class Scores(NamedTuple):
     information: Tensor  # float64 [P, P]
 
 
-def coefficients(member: ParameterNetwork, log_sd: Tensor) -> Tensor:
-    """Return the coefficients of a member in order, float64 [P]."""
+def coefficients(member: ParameterNetwork, variance: Tensor) -> Tensor:
+    """Return the coefficients of a member and its effects' variances [E] in order, float64 [P]."""
     linear = torch.cat((member.linear.bias[:, None], member.linear.weight), 1)
-    return torch.cat((linear.flatten(), log_sd)).detach().double()
+    return torch.cat((linear.flatten(), variance)).detach().double()
 
 
 @torch.no_grad()
-def set_coefficients(member: ParameterNetwork, log_sd: Tensor, values: Tensor) -> None:
-    """Give a member and the sds' logarithms [E] the coefficients [P]."""
-    linear, of_effects = values.split([len(values) - len(log_sd), len(log_sd)])
+def set_coefficients(member: ParameterNetwork, variance: Tensor, values: Tensor) -> None:
+    """Give a member and its effects' variances [E] the coefficients [P]."""
+    linear, of_effects = values.split([len(values) - len(variance), len(variance)])
     linear = linear.view(len(member.middle), -1)
     member.linear.bias.copy_(linear[:, 0])
     member.linear.weight.copy_(linear[:, 1:])
-    log_sd.copy_(of_effects)
+    variance.copy_(of_effects)
 
 
 def scores(
@@ -68,6 +70,7 @@ def scores(
     """
     size = len(member.middle) * (1 + len(panel.features)) + len(of_columns)
     low, high = member.bounds
+    sd_by_variance = torch.where(effect_sd > 0, member.spread.square() / (2 * effect_sd), 0.0)  # of spread·√variance
     total = torch.zeros((), dtype=torch.float64, device=weight.device)
     gradient = torch.zeros(size, dtype=torch.float64, device=weight.device)
     information = torch.zeros(size, size, dtype=torch.float64, device=weight.device)
@@ -82,8 +85,8 @@ def scores(
         of_theta = of_theta * ((theta > low) & (theta < high))  # G is flat where it is held within bounds
         design = torch.cat((torch.ones_like(of_sd[:, :1]), member.standardize(part.features.T)), 1)
         by_coefficient = ((of_theta * member.spread)[:, :, None] * design[:, None]).flatten(1)
-        of_log_sd = (of_sd * of_each) @ of_columns.T.to(of_sd)
-        score = torch.cat((by_coefficient, of_log_sd), 1).detach()
+        of_variances = (of_sd * sd_by_variance) @ of_columns.T.to(of_sd)
+        score = torch.cat((by_coefficient, of_variances), 1).detach()
         times = counts.amax(0)
         weighted = score * times[:, None]
         total += (found.detach() * times).sum(dtype=torch.float64)
@@ -115,13 +118,28 @@ def with_margins(found: Scores, member: ParameterNetwork, panel: Panel, weight: 
 def scoring_step(found: Scores, at: Tensor, prior: Tensor, center: Tensor, num_effects: int) -> tuple[Tensor, float]:
     """Return the step [P] from coefficients `at` to the maximum of the quadratic model, and the gain that it expects.
 
-    The prior of each coefficient is normal about `center` [P] with precision `prior` [P]. The sds of the random effects
-    grow or fall by a factor of e at most: near 0 the likelihood of an sd is flat.
+    The prior of each coefficient is normal about `center` [P] with precision `prior` [P]. No variance of the last
+    `num_effects` coefficients falls below LEAST_VARIANCE: one that would stays there, and the others' steps are those
+    to the maximum where it is so.
     """
+    curvature = found.information + prior.diag()
     slope = found.gradient - prior * (at - center)
-    step = torch.linalg.solve(found.information + prior.diag(), slope)
-    step[len(step) - num_effects :].clamp_(-1.0, 1.0)
-    return step, 0.5 * (slope @ step).item()
+    lowest = torch.full_like(at, -torch.inf)
+    lowest[len(at) - num_effects :] = LEAST_VARIANCE
+    held = torch.zeros_like(at, dtype=torch.bool)
+    while True:
+        step = torch.where(held, lowest - at, 0.0)
+        rest = ~held
+        step[rest] = torch.linalg.solve(curvature[rest][:, rest], (slope - curvature @ step)[rest])
+        below = rest & (at + step < lowest)
+        if not below.any():
+            return step, (slope @ step - 0.5 * step @ curvature @ step).item()
+        held |= below
+
+
+def tolerated_gain(at: Tensor) -> float:
+    """Return the gain in log-posterior density below which a step from coefficients `at` [P] is not worth a pass."""
+    return CONVERGED * len(at) / 2
 
 
 class Climb(NamedTuple):
@@ -145,11 +163,11 @@ def climb(
 
     A pass takes the scores at some coefficients, the first at `start`, and there are at most `passes`. From the highest
     so far the next are a scoring step away, and half as far after each pass that is no higher. The way ends where a
-    step promises a gain of less than EXPECTED_GAIN, or with the last pass. Raises ValueError where the density at
+    step promises less than the `tolerated_gain`, or with the last pass. Raises ValueError where the density at
     `start` is no number.
     """
     best, highest, gain, step, made = start, -torch.inf, torch.inf, torch.zeros_like(start), 0
-    while made < passes and not gain < EXPECTED_GAIN:
+    while made < passes and not gain < tolerated_gain(start):
         at, made = best + step, made + 1
         found = scores_at(at)
         height = (found.log_likelihood - 0.5 * (prior * (at - center).square()).sum()).item()

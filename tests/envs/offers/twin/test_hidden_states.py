@@ -20,11 +20,11 @@ from envs.offers.logs.panel import to_panel
 from envs.offers.populations.base import theta_from_matrix, theta_to_matrix
 from envs.offers.twin.checks.filter_misfits import Decisions, Segments, misfits
 from envs.offers.twin.hidden_states.fisher_scoring import (
-    EXPECTED_GAIN,
     coefficients,
     scores,
     scoring_step,
     set_coefficients,
+    tolerated_gain,
 )
 from envs.offers.twin.hidden_states.identification import (
     coefficient_covariance,
@@ -164,21 +164,21 @@ def test_scores_are_the_gradient_and_information_their_outer_products(small):
     weight = torch.ones(12, 12)
     weight[9:] = 0.0
     weight[:, :4] *= 2
-    log_sd = torch.tensor([0.3, 0.2], dtype=torch.float64).log().requires_grad_()
-    sd = method.sd_of_columns(member, log_sd)
+    variance = torch.tensor([0.09, 0.04], dtype=torch.float64, requires_grad=True)
+    sd = method.sd_of_columns(member, variance)
     likelihood = partial(method.life_log_likelihoods, world)
     found = scores(likelihood, member, sd, method.effects.of_columns, panel, weight, 5)
 
     each = likelihood(member(panel.features.T), sd, panel, weight)
     wanted = []
     for i in range(12):
-        slopes = torch.autograd.grad(each[i], (member.linear.bias, member.linear.weight, log_sd), retain_graph=True)
+        slopes = torch.autograd.grad(each[i], (member.linear.bias, member.linear.weight, variance), retain_graph=True)
         wanted.append(torch.cat((torch.cat((slopes[0][:, None], slopes[1]), 1).flatten(), slopes[2])))
     s, times = torch.stack(wanted), weight.amax(0).double()
     torch.testing.assert_close(found.gradient, (s * times[:, None]).sum(0), rtol=1e-8, atol=1e-8)
     torch.testing.assert_close(found.information, s.T @ (s * times[:, None]), rtol=1e-8, atol=1e-8)
     assert found.log_likelihood.item() == pytest.approx((each * times).sum().item(), rel=1e-12)
-    assert coefficients(member, log_sd)[1] == member.linear.weight[0, 0] and len(s[0]) == len(found.gradient)
+    assert coefficients(member, variance)[1] == member.linear.weight[0, 0] and len(s[0]) == len(found.gradient)
 
     # The likelihood's own slope, by finite differences.
     theta, sd = member(panel.features.T).detach(), sd.detach()
@@ -325,18 +325,18 @@ def test_the_fit_ends_where_every_way_leads_down(fitted):
     env, model, _ = fitted
     method, member = model.twin.hidden_states, model.members[0]
     prior, center = method.prior_precision(member, model.twin.penalty), method.prior_center(member)
-    log_sd = method.first_log_sd(member, True).detach()
-    at = coefficients(member, log_sd)
+    variance = method.first_variance(member, True).detach()
+    at = coefficients(member, variance)
     found = method.scores(member, member.effect_sd, env.world, model.fit_panel, model.fit_weight)
-    assert scoring_step(found, at, prior, center, 2)[1] < 5 * EXPECTED_GAIN
+    assert scoring_step(found, at, prior, center, 2)[1] < 2 * tolerated_gain(at)
     root_of_covariance = torch.linalg.cholesky(torch.linalg.inv(found.information + prior.diag()))
     generator = torch.Generator().manual_seed(0)
 
     def height(coefficients_there):
-        set_coefficients(member, log_sd, coefficients_there)
+        set_coefficients(member, variance, coefficients_there)
         with torch.no_grad():
             theta = member(model.fit_panel.features.T)
-            sd = method.sd_of_columns(member, log_sd)
+            sd = method.sd_of_columns(member, variance)
             each = method.life_log_likelihoods(env.world, theta, sd, model.fit_panel, model.fit_weight)
         return (each.double().sum() - 0.5 * (prior * (coefficients_there - center).square()).sum()).item()
 
@@ -518,7 +518,8 @@ def test_a_fit_that_ran_out_of_passes_is_warned_of(passes, is_warned_of, capsys)
     model.set_dataset(log)
     model.setup(None, lambda: False)
     metrics = model.iterate(0.0)
-    assert (metrics["twin/gain"] > EXPECTED_GAIN) == is_warned_of
+    tolerated = tolerated_gain(coefficients(model.members[0], torch.zeros(0)))
+    assert (metrics["twin/gain"] >= tolerated) == is_warned_of
     warning = f"warning: algo.twin.hidden_states.passes={passes} ended a fit below its maximum"
     assert (warning in capsys.readouterr().err) == is_warned_of
 

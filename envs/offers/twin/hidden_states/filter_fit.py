@@ -13,13 +13,13 @@ from envs.offers.logs.panel import Panel
 from envs.offers.populations.base import theta_from_matrix
 from envs.offers.twin.hidden_states.fisher_scoring import (
     LEAST_VARIANCE,
+    TOLERATED_GAIN,
     Climb,
     Scores,
     climb,
     coefficients,
     scores,
     set_coefficients,
-    tolerated_gain,
     with_margins,
 )
 from envs.offers.twin.hidden_states.mixture_filter import MixtureFilter, opted_out_before, panel_weeks, seen_weeks
@@ -277,11 +277,10 @@ class FilterFit:
 
 def warn_below_maximum(end: Climb) -> None:
     """Print a warning where the passes ran out before the maximum."""
-    tolerated = tolerated_gain(end.at)
-    if not end.gain < tolerated:
+    if not end.gain < TOLERATED_GAIN:
         print(
             f"warning: algo.twin.hidden_states.passes={end.passes} ended a fit below its maximum: one more step "
-            f"promises a gain of {end.gain:.3g} in log-posterior density, expected less than {tolerated:.3g}",
+            f"promises a gain of {end.gain:.3g} in log-posterior density, expected less than {TOLERATED_GAIN:g}",
             file=sys.stderr,
         )
 

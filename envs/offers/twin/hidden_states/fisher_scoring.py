@@ -4,8 +4,7 @@ The information of coefficients is the sum of outer products of customers' score
 That of the margin is the expected one: where purchases of a customer bring much the same, their scores are no measure
 of it, for the likelihood of money holds the mean alone (envs/offers/twin/likelihood.py). The coefficients are G's
 linear ones, [K, 1 + F] in prior standard deviations, the constant first, and last the variances of the E random effects
-in prior variances. A quadratic model suits a variance near 0, where its slope stays; that by the sd vanishes there, and
-that by the logarithm too.
+in prior variances: near 0 the slope by a variance stays, where those by the sd and by its logarithm vanish.
 """
 
 from __future__ import annotations
@@ -25,9 +24,9 @@ SeasonLikelihood = Callable[[Tensor, Tensor, Panel, Tensor], Tensor]
 
 
 LEAST_VARIANCE = 1e-4  # of a random effect, in prior variances of its parameter
-# A climb ends where a step promises a gain of less than this share of P/2, of the log-posterior: by P/2 a draw of the P
-# coefficients from the posterior lies below the maximum on average. The step is then a tenth of the way to such a draw.
-CONVERGED = 0.01
+# gain of the log-posterior below which a climb ends; at this gain the step is √2 posterior sds long, over all
+# coefficients together, which may be one coefficient's
+TOLERATED_GAIN = 1.0
 
 
 class Scores(NamedTuple):
@@ -115,31 +114,58 @@ def with_margins(found: Scores, member: ParameterNetwork, panel: Panel, weight: 
     return Scores(found.log_likelihood + total, gradient, information)
 
 
-def scoring_step(found: Scores, at: Tensor, prior: Tensor, center: Tensor, num_effects: int) -> tuple[Tensor, float]:
-    """Return the step [P] from coefficients `at` to the maximum of the quadratic model, and the gain that it expects.
+class Model(NamedTuple):
+    """A quadratic model of the log-posterior density about some coefficients [P]."""
 
-    The prior of each coefficient is normal about `center` [P] with precision `prior` [P]. No variance of the last
-    `num_effects` coefficients falls below LEAST_VARIANCE: one that would stays there, and the others' steps are those
-    to the maximum where it is so.
+    height: Tensor  # there, float64 []
+    slope: Tensor  # float64 [P]
+    curvature: Tensor  # negative of the second derivatives, float64 [P, P]
+
+
+def quadratic_model(found: Scores, at: Tensor, prior: Tensor, center: Tensor) -> Model:
+    """Return the model about `at` [P], with the information for the likelihood's curvature.
+
+    The prior of each coefficient is normal about `center` [P] with precision `prior` [P].
     """
-    curvature = found.information + prior.diag()
-    slope = found.gradient - prior * (at - center)
+    far = at - center
+    height = found.log_likelihood - 0.5 * (prior * far.square()).sum()
+    return Model(height, found.gradient - prior * far, found.information + prior.diag())
+
+
+class Secant(NamedTuple):
+    """How the slope fell over a step."""
+
+    step: Tensor  # float64 [P]
+    fall: Tensor  # of the slope, float64 [P]
+
+
+def with_secants(curvature: Tensor, secants: list[Secant]) -> Tensor:
+    """Correct a curvature [P, P] by what steps have shown of it (BFGS: Nocedal and Wright 2006, equation 6.19)."""
+    for step, fall in secants:
+        if step @ fall > 0:  # else the density is not concave along the step, and no such curvature fits
+            expected = curvature @ step
+            curvature = curvature - expected.outer(expected) / (step @ expected) + fall.outer(fall) / (step @ fall)
+    return curvature
+
+
+def bounded_step(model: Model, at: Tensor, num_effects: int) -> tuple[Tensor, float]:
+    """Return the step [P] from coefficients `at` to the maximum of a quadratic model, and the gain that it promises.
+
+    No variance of the last `num_effects` coefficients falls below LEAST_VARIANCE: one that would stays there, and the
+    others' steps are those to the maximum where it is so.
+    """
     lowest = torch.full_like(at, -torch.inf)
     lowest[len(at) - num_effects :] = LEAST_VARIANCE
     held = torch.zeros_like(at, dtype=torch.bool)
     while True:
         step = torch.where(held, lowest - at, 0.0)
         rest = ~held
-        step[rest] = torch.linalg.solve(curvature[rest][:, rest], (slope - curvature @ step)[rest])
+        left = model.slope - model.curvature @ step
+        step[rest] = torch.linalg.solve(model.curvature[rest][:, rest], left[rest])
         below = rest & (at + step < lowest)
         if not below.any():
-            return step, (slope @ step - 0.5 * step @ curvature @ step).item()
+            return step, (model.slope @ step - 0.5 * step @ model.curvature @ step).item()
         held |= below
-
-
-def tolerated_gain(at: Tensor) -> float:
-    """Return the gain in log-posterior density below which a step from coefficients `at` [P] is not worth a pass."""
-    return CONVERGED * len(at) / 2
 
 
 class Climb(NamedTuple):
@@ -163,22 +189,26 @@ def climb(
 
     A pass takes the scores at some coefficients, the first at `start`, and there are at most `passes`. From the highest
     so far the next are a scoring step away, and half as far after each pass that is no higher. The way ends where a
-    step promises less than the `tolerated_gain`, or with the last pass. Raises ValueError where the density at
+    step promises a gain of less than TOLERATED_GAIN, or with the last pass. Raises ValueError where the density at
     `start` is no number.
     """
     best, highest, gain, step, made = start, -torch.inf, torch.inf, torch.zeros_like(start), 0
-    while made < passes and not gain < tolerated_gain(start):
+    slope, secants = torch.zeros_like(start), []
+    while made < passes and not gain < TOLERATED_GAIN:
         at, made = best + step, made + 1
-        found = scores_at(at)
-        height = (found.log_likelihood - 0.5 * (prior * (at - center).square()).sum()).item()
+        model = quadratic_model(scores_at(at), at, prior, center)
+        height = model.height.item()
         if made == 1 and not math.isfinite(height):
             raise ValueError(
                 "log: the likelihood is no number; expected outcomes that the world can bring, or a lower "
                 "algo.twin.hidden_states.lr"
             )
+        if made > 1:
+            secants.append(Secant(step, slope - model.slope))
         if not height > highest:
             step = step / 2
             continue
-        best, highest = at, height
-        step, gain = scoring_step(found, at, prior, center, num_effects)
+        best, highest, slope = at, height, model.slope
+        corrected = model._replace(curvature=with_secants(model.curvature, secants))
+        step, gain = bounded_step(corrected, at, num_effects)
     return Climb(best, made, gain)

@@ -20,11 +20,12 @@ from envs.offers.logs.panel import to_panel
 from envs.offers.populations.base import theta_from_matrix, theta_to_matrix
 from envs.offers.twin.checks.filter_misfits import Decisions, Segments, misfits
 from envs.offers.twin.hidden_states.fisher_scoring import (
+    TOLERATED_GAIN,
+    bounded_step,
     coefficients,
+    quadratic_model,
     scores,
-    scoring_step,
     set_coefficients,
-    tolerated_gain,
 )
 from envs.offers.twin.hidden_states.identification import (
     coefficient_covariance,
@@ -328,7 +329,7 @@ def test_the_fit_ends_where_every_way_leads_down(fitted):
     variance = method.first_variance(member, True).detach()
     at = coefficients(member, variance)
     found = method.scores(member, member.effect_sd, env.world, model.fit_panel, model.fit_weight)
-    assert scoring_step(found, at, prior, center, 2)[1] < 2 * tolerated_gain(at)
+    assert bounded_step(quadratic_model(found, at, prior, center), at, 2)[1] < 5 * TOLERATED_GAIN
     root_of_covariance = torch.linalg.cholesky(torch.linalg.inv(found.information + prior.diag()))
     generator = torch.Generator().manual_seed(0)
 
@@ -518,8 +519,7 @@ def test_a_fit_that_ran_out_of_passes_is_warned_of(passes, is_warned_of, capsys)
     model.set_dataset(log)
     model.setup(None, lambda: False)
     metrics = model.iterate(0.0)
-    tolerated = tolerated_gain(coefficients(model.members[0], torch.zeros(0)))
-    assert (metrics["twin/gain"] >= tolerated) == is_warned_of
+    assert (metrics["twin/gain"] >= TOLERATED_GAIN) == is_warned_of
     warning = f"warning: algo.twin.hidden_states.passes={passes} ended a fit below its maximum"
     assert (warning in capsys.readouterr().err) == is_warned_of
 

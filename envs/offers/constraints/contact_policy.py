@@ -10,6 +10,7 @@ from torch import Tensor
 
 from envs.offers.constraints.contact_caps import ContactCap, caps_left
 from envs.offers.world.catalogue import Catalogue
+from envs.offers.world.customers import Rows
 from envs.offers.world.history import History
 
 
@@ -25,7 +26,7 @@ class ContactOptions(NamedTuple):
         """Append the shares of the caps that are left, which a policy must observe, to features [N, F]."""
         return torch.cat((features, self.caps_left.to(features)), -1) if self.caps_left.shape[1] else features
 
-    def take(self, rows: slice) -> ContactOptions:
+    def take(self, rows: Rows) -> ContactOptions:
         """Return the options of some of the customers."""
         return ContactOptions(
             action_mask=self.action_mask[rows],

@@ -15,7 +15,7 @@ from envs.offers.evaluation.simulation import EvaluationMarket
 from envs.offers.evaluation.streams import POSTERIOR_DRAWS, REGRESSION_CUSTOMERS
 from envs.offers.planning.lagrangian_bound import Bound
 from envs.offers.planning.state_values import StateValues
-from envs.offers.policies.base import SeasonPolicy
+from envs.offers.policies.base import BatchedPolicy, SeasonPolicy
 from envs.offers.policies.baselines import KnapsackPolicy, ResponseRanking
 from envs.offers.policies.bayes_planner import BayesPlanner
 from envs.offers.policies.belief_planner import BeliefPlanner, BeliefRanking, BeliefView
@@ -36,7 +36,7 @@ class Estimates(NamedTuple):
     market: EvaluationMarket  #: with θ̂
     with_margins: EvaluationMarket | None  #: with θ̂ but for margins, which are true; None where no view shows them
 
-    def policy(self, make: Callable[[EvaluationMarket], SeasonPolicy]) -> SeasonPolicy:
+    def policy(self, make: Callable[[EvaluationMarket], BatchedPolicy]) -> SeasonPolicy:
         """Return the policy that `make` makes of a market, with each customer's margin from the first purchase on."""
         policy = make(self.market)
         return policy if self.with_margins is None else MarginsSeenPolicy(policy, make(self.with_margins))
@@ -98,7 +98,7 @@ class PoliciesOnEstimates:
         """Plan at the dual prices of a market with the parameters θ̂."""
         start = self.start_belief() if self.env.codec.hides_state else None
 
-        def plan(market: EvaluationMarket) -> SeasonPolicy:
+        def plan(market: EvaluationMarket) -> BatchedPolicy:
             values = bound.values if market is estimates.market else values_at_prices(market, bound)
             return plan_at_prices(market, bound, self.information, start, values)
 
@@ -124,7 +124,7 @@ class PoliciesOnEstimates:
         return with_calibrated_spend(planner, factor)
 
     # ── rules of the week ───────────────────────────────────────────────────────────────────────────────────────────
-    def knapsack(self, predicted: EvaluationMarket, *, fee: float, values: list[StateValues] | None) -> SeasonPolicy:
+    def knapsack(self, predicted: EvaluationMarket, *, fee: float, values: list[StateValues] | None) -> BatchedPolicy:
         """Return the week's exact knapsack on θ̂, with a fee a contact and the values V of later weeks, or none."""
         customers = predicted.customers
         if not self.env.codec.hides_state:
@@ -132,7 +132,7 @@ class PoliciesOnEstimates:
         view = BeliefView(customers, self.world, self.start_belief())
         return BeliefPlanner(customers, self.world, self.information, view, values=values, fee=fee)
 
-    def ranking(self, predicted: EvaluationMarket, uplift: bool) -> SeasonPolicy:
+    def ranking(self, predicted: EvaluationMarket, uplift: bool) -> BatchedPolicy:
         """Return one of the trade's two rankings, on θ̂."""
         customers = predicted.customers
         if not self.env.codec.hides_state:

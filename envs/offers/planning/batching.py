@@ -10,7 +10,7 @@ from torch import Tensor
 from envs.offers.planning.dynamic_program import best_plan, expected_use
 from envs.offers.planning.state_values import StateValues
 from envs.offers.planning.triton_no_contact_value import fast_no_contact_values
-from envs.offers.world.customers import EXPECTATIONS, FATIGUES, HABITS, Customers, CustomerState, World
+from envs.offers.world.customers import EXPECTATIONS, FATIGUES, HABITS, Customers, CustomerState, Rows, World
 
 BATCH_SIZE = {"cpu": 1000, "cuda": 2**17}  # customers a batch: few for a CPU's caches, many to fill a GPU
 MAX_TABLE_BYTES = 2**29  # of V⁰ and of V^λ each; larger tables are not kept, but computed again where needed
@@ -37,7 +37,7 @@ def concat(tables: list[list[StateValues]]) -> list[StateValues]:
 
 
 def recompute(
-    c: Customers, world: World, price: Tensor, scarcity: Tensor | None, contacts: Tensor | None, week: int, rows: slice
+    c: Customers, world: World, price: Tensor, scarcity: Tensor | None, contacts: Tensor | None, week: int, rows: Rows
 ) -> StateValues:
     """Compute V^λ of a week (from 0) again for some of the customers."""
     some = c[rows]

@@ -9,7 +9,16 @@ import torch
 from torch import Tensor
 
 from envs.offers.world.catalogue import Catalogue
-from envs.offers.world.customers import CHURNED, EXPECTATIONS, FATIGUES, HABITS, SUBSCRIBED, Customers, CustomerState
+from envs.offers.world.customers import (
+    CHURNED,
+    EXPECTATIONS,
+    FATIGUES,
+    HABITS,
+    SUBSCRIBED,
+    Customers,
+    CustomerState,
+    Rows,
+)
 from envs.offers.world.transition import habit_gain
 
 
@@ -26,7 +35,7 @@ class StateValues(NamedTuple):
         value = torch.where(state.status == SUBSCRIBED, inside, self.unsubscribed[state.habit, rows])
         return torch.where(state.status == CHURNED, 0.0, value)
 
-    def take(self, rows: slice) -> StateValues:
+    def take(self, rows: Rows) -> StateValues:
         """Take some of the customers."""
         return StateValues(self.subscribed[..., rows], self.unsubscribed[..., rows])
 
@@ -97,15 +106,14 @@ class VisitedStates:
     def near(self, c: Customers, v: Tensor, step: int | Tensor) -> Neighbours:
         """Return the neighbours of the states in a table [6, 4, 3, N], with the fatigue moved by `step`."""
         fatigue, d = (self.state.fatigue + step).clamp(0, FATIGUES - 1), self.state.expectation
+        habit = torch.stack([self._habit(move) for move in (0, -1, +1)])  # [3, N], as the tables below
+        same, lower, higher = (self._look(v, habit, fatigue, x.clamp(0, EXPECTATIONS - 1)) for x in (d, d - 1, d + 1))
+        stay, down, up = torch.lerp(same, lower, c.delta_d)
+        return Neighbours(stay, down, up, higher[0], higher[2])
 
-        def look(move, expectation):
-            return v[self._habit(move), fatigue, expectation, self.rows]
-
-        def decayed(move):
-            return torch.lerp(look(move, d), look(move, (d - 1).clamp_min(0)), c.delta_d)
-
-        raised = (d + 1).clamp_max(EXPECTATIONS - 1)
-        return Neighbours(decayed(0), decayed(-1), decayed(+1), look(0, raised), look(+1, raised))
+    def _look(self, v: Tensor, habit: Tensor, fatigue: Tensor, expectation: Tensor) -> Tensor:
+        """Return the values of states [M, N] in a table [6, 4, 3, N]: one gather, faster than four indices."""
+        return v.flatten(0, 2).gather(0, (habit * FATIGUES + fatigue) * EXPECTATIONS + expectation)
 
     def _habit(self, move: int) -> Tensor:
         return (self.state.habit + move).clamp(0, HABITS - 1)

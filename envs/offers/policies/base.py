@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -11,7 +12,7 @@ from envs.offers.constraints.contact_policy import ContactOptions
 from envs.offers.planning.batching import batches
 from envs.offers.planning.knapsack import Increments, concat_increments
 from envs.offers.policies.information import Information
-from envs.offers.world.customers import SUBSCRIBED, CustomerState
+from envs.offers.world.customers import SUBSCRIBED, CustomerState, Rows
 from envs.offers.world.history import PassedWeek
 
 
@@ -57,17 +58,27 @@ class SeasonPolicy(Protocol):
 class BatchedPolicy:
     """Base of policies that compute the increments of a batch of customers at a time, so that memory stays bounded."""
 
+    information: Information
     view: View = StateView()
 
     def increments(self, week: int, state: CustomerState, options: ContactOptions) -> Increments:
         """Return the increments of all customers, concatenated over the batches."""
-        parts = []
-        for rows in batches(state.status):
-            batch_state = CustomerState(*(x[rows] for x in state))
-            parts.append(self.batch_increments(rows, week, batch_state, options.take(rows)))
-        return parts[0] if len(parts) == 1 else concat_increments(parts)
+        return self._in_batches(batches(state.status), week, state, options)
 
-    def batch_increments(self, rows: slice, week: int, state: CustomerState, options: ContactOptions) -> Increments:
+    def increments_of(self, rows: Tensor, week: int, state: CustomerState, options: ContactOptions) -> Increments:
+        """Return the increments of the M customers in `rows`, int64 [M], in their order; all have state and options."""
+        return self._in_batches([rows[batch] for batch in batches(rows)], week, state, options)
+
+    def _in_batches(
+        self, parts: Sequence[Rows], week: int, state: CustomerState, options: ContactOptions
+    ) -> Increments:
+        found = []
+        for rows in parts:
+            batch_state = CustomerState(*(x[rows] for x in state))
+            found.append(self.batch_increments(rows, week, batch_state, options.take(rows)))
+        return found[0] if len(found) == 1 else concat_increments(found)
+
+    def batch_increments(self, rows: Rows, week: int, state: CustomerState, options: ContactOptions) -> Increments:
         """Return the increments of the customers in `rows`; `state` and `options` are theirs."""
         raise NotImplementedError
 

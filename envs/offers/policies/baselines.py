@@ -14,7 +14,7 @@ from envs.offers.planning.state_values import StateValues, VisitedStates
 from envs.offers.policies.base import BatchedPolicy, StateView, View, pair_table
 from envs.offers.policies.information import ORACLE, UNINFORMED, Information
 from envs.offers.world import response
-from envs.offers.world.customers import Customers, CustomerState, World
+from envs.offers.world.customers import Customers, CustomerState, Rows, World
 from envs.offers.world.response import Outcome
 
 
@@ -39,7 +39,7 @@ class RandomContacts(BatchedPolicy):
         self.customers, self.world = customers, world
         self.generator = torch.Generator(world.season.device).manual_seed(seed)
 
-    def batch_increments(self, rows: slice, week: int, state: CustomerState, options: ContactOptions) -> Increments:
+    def batch_increments(self, rows: Rows, week: int, state: CustomerState, options: ContactOptions) -> Increments:
         """Return one step a customer who may be contacted, at a random rank."""
         customers = self.customers[rows]
         n, codec = len(customers), self.world.catalogue.action_codec
@@ -72,7 +72,7 @@ class ResponseRanking(BatchedPolicy):
         self.customers, self.world, self.uplift = customers, world, uplift
         self.information = information
 
-    def batch_increments(self, rows: slice, week: int, state: CustomerState, options: ContactOptions) -> Increments:
+    def batch_increments(self, rows: Rows, week: int, state: CustomerState, options: ContactOptions) -> Increments:
         """Return one step a customer who may be contacted, ranked."""
         codec, customers = self.world.catalogue.action_codec, self.customers[rows]
         outcome = self.outcome(customers, week, state, options)
@@ -106,13 +106,13 @@ class KnapsackPolicy(BatchedPolicy):
         information: Information,
         *,
         fee: float,
-        values: list[StateValues] | Callable[[int, slice], StateValues] | None,
+        values: list[StateValues] | Callable[[int, Rows], StateValues] | None,
         scarcity: Tensor | None = None,
     ):
         self.customers, self.world, self.information = customers, world, information
         self.values, self.fee, self.scarcity = values, fee, scarcity
 
-    def batch_increments(self, rows: slice, week: int, state: CustomerState, options: ContactOptions) -> Increments:
+    def batch_increments(self, rows: Rows, week: int, state: CustomerState, options: ContactOptions) -> Increments:
         """Return the efficient increments of every customer."""
         customers = self.customers[rows]
         next_values = self._next_values(week, rows)
@@ -122,7 +122,7 @@ class KnapsackPolicy(BatchedPolicy):
         spend = response.outcomes(customers, self.world, week, state).spend
         return upper_hull(pair_table(no_contact, contact - self.fee, options.action_mask), spend)
 
-    def _next_values(self, week: int, rows: slice) -> StateValues | None:
+    def _next_values(self, week: int, rows: Rows) -> StateValues | None:
         if not self.values:
             return None
         if callable(self.values):

@@ -12,7 +12,7 @@ from envs.offers.planning.state_values import Contacts, StateGrid
 from envs.offers.policies.base import pair_table
 from envs.offers.policies.baselines import KnapsackPolicy, ResponseRanking
 from envs.offers.policies.information import Information
-from envs.offers.world.customers import EXPECTATIONS, FATIGUES, HABITS, Customers, CustomerState, World
+from envs.offers.world.customers import EXPECTATIONS, FATIGUES, HABITS, Customers, CustomerState, Rows, World
 from envs.offers.world.filtering import CHUNK, Belief, filter_week
 from envs.offers.world.history import PassedWeek
 from envs.offers.world.response import Outcome, attention, purchase_if_seen, utility
@@ -72,7 +72,7 @@ class BeliefPlanner(KnapsackPolicy):
         super().__init__(customers, world, information, **plan)
         self.view = view
 
-    def batch_increments(self, rows: slice, week: int, state: CustomerState, options: ContactOptions) -> Increments:
+    def batch_increments(self, rows: Rows, week: int, state: CustomerState, options: ContactOptions) -> Increments:
         """Return the efficient increments of every customer; the states are not read."""
         assert options.memory is not None  # the options of a market have it
         customers, catalogue, belief = self.customers[rows], self.world.catalogue, from_memory(options.memory)

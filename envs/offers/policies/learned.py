@@ -13,7 +13,7 @@ from envs.offers.planning.knapsack import Increments, compact, demand_curve, ran
 from envs.offers.policies import scoring
 from envs.offers.policies.base import BatchedPolicy
 from envs.offers.policies.information import FEATURES, SIMULATOR, Information
-from envs.offers.world.customers import Customers, CustomerState, World
+from envs.offers.world.customers import Customers, CustomerState, Rows, World
 from envs.offers.world.history import PassedWeek
 from envs.offers.world.observation import ObservationCodec
 from envs.offers.world.response import outcomes
@@ -70,7 +70,7 @@ class DeployedPolicy(BatchedPolicy):
         )
 
     def context_and_spend(
-        self, rows: slice, week: int, state: CustomerState, options: ContactOptions
+        self, rows: Rows, week: int, state: CustomerState, options: ContactOptions
     ) -> tuple[Tensor, Tensor]:
         """Return contexts [N, D] and the expected spend of every flat action [N, P]."""
         context = scoring.encode_context(self.codec, self.features[rows], state, options, week)
@@ -94,7 +94,7 @@ class PriceGridPolicy(DeployedPolicy):
         self.drift = torch.full_like(prices, drift).float()
 
     @torch.no_grad()
-    def batch_increments(self, rows: slice, week: int, state: CustomerState, options: ContactOptions) -> Increments:
+    def batch_increments(self, rows: Rows, week: int, state: CustomerState, options: ContactOptions) -> Increments:
         """Return every customer's changes of action on the price grid."""
         context, spend = self.context_and_spend(rows, week, state, options)
         preferences = scoring.grid_preferences(
@@ -114,7 +114,7 @@ class ValueKnapsackPolicy(DeployedPolicy):
     fee = 0.0
 
     @torch.no_grad()
-    def batch_increments(self, rows: slice, week: int, state: CustomerState, options: ContactOptions) -> Increments:
+    def batch_increments(self, rows: Rows, week: int, state: CustomerState, options: ContactOptions) -> Increments:
         """Return every customer's efficient increments."""
         context, spend = self.context_and_spend(rows, week, state, options)
         values = self.policy.action_values(context, options.action_mask).to(spend)

@@ -87,7 +87,7 @@ def plan_at_prices(
     information: Information,
     start: Tensor | None,
     values: list[StateValues] | None,
-) -> SeasonPolicy:
+) -> KnapsackPolicy:
     """Return the week's knapsack on the values of a plan at a bound's prices; None: they are computed week by week."""
     customers, world, contacts = market.customers, market.world, market.contact_policy.contacts
     known = values or partial(recompute, customers, world, bound.prices, bound.scarcity, contacts)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from envs.offers.constraints.contact_policy import ContactOptions
-from envs.offers.planning.knapsack import Increments, padded
-from envs.offers.policies.base import SeasonPolicy
+from envs.offers.planning.knapsack import Increments, concat_increments
+from envs.offers.policies.base import BatchedPolicy, SeasonPolicy
 from envs.offers.policies.information import MARGINS
 from envs.offers.world.customers import CustomerState
 
@@ -63,17 +63,18 @@ class MarginsSeenPolicy:
     margins in the place of estimated ones. Both see the state alike, because margins say nothing of it.
     """
 
-    def __init__(self, before: SeasonPolicy, after: SeasonPolicy):
+    def __init__(self, before: BatchedPolicy, after: BatchedPolicy):
         self.before, self.after, self.view = before, after, before.view
         self.information = replace(before.information, season=(*before.information.season, MARGINS))
 
     def increments(self, week: int, state: CustomerState, options: ContactOptions) -> Increments:
         """Return the increments of `after` for customers who bought in an earlier week, of `before` for others."""
         assert options.history is not None  # the options of a market have it
-        bought = (options.history.purchases > 0).any(0)[:, None]
-        pair = [policy.increments(week, state, options) for policy in (self.after, self.before)]
-        after, before = padded(pair)
-        return Increments(*(torch.where(bought, x, y) for x, y in zip(after, before)))
+        bought = (options.history.purchases > 0).any(0)
+        rows_of = {self.after: bought.nonzero()[:, 0], self.before: (~bought).nonzero()[:, 0]}
+        parts = [policy.increments_of(rows, week, state, options) for policy, rows in rows_of.items() if len(rows)]
+        in_place = torch.cat(list(rows_of.values())).argsort()
+        return Increments(*(x[in_place] for x in concat_increments(parts)))
 
 
 class RecordingPolicy:

@@ -14,6 +14,8 @@ HABITS, FATIGUES, EXPECTATIONS = 6, 4, 3
 SUBSCRIBED, UNSUBSCRIBED, CHURNED = 0, 1, 2
 UNIFORMS = 6  # independent draws a customer and week
 
+Rows = slice | Tensor  # of some customers, whose place in a tensor [..., N] it indexes
+
 
 @dataclass(frozen=True)
 class Customers:
@@ -51,8 +53,8 @@ class Customers:
         """All parameters in order."""
         return tuple(getattr(self, f.name) for f in fields(self))
 
-    def __getitem__(self, index) -> Customers:
-        return self.map(lambda x: x[..., index])
+    def __getitem__(self, rows: Rows) -> Customers:
+        return self.map(lambda x: x[..., rows])
 
 
 class CustomerState(NamedTuple):

@@ -5,9 +5,9 @@ Usage:
     python scripts/train.py experiment=tradeoff
     python scripts/bench.py learning/tradeoff benchmark.folder=outputs/sweep/…
 
-Both are expected, over never contacting anyone, and include what a customer brings after the season. A trip is worth
-λ_trips beside its margin (`env.reward.trips`): 0 is the CFO's end, a high value the CMO's. All policies have the same
-money, the budget of the least λ_trips: budgets are shares of what the best plan spends, which grows with λ_trips.
+Both are expected, over never contacting anyone, and include what a customer brings after the season. A trip has a value
+beside its margin (`env.reward.trips`): 0 is the CFO's end, a high value the CMO's. All policies have the same money,
+the budget of the least value: budgets are shares of what the best plan spends, which grows with the value of a trip.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ from scripts.benchmarks.common.display import save_figure, show
 from scripts.benchmarks.common.trained import restore
 
 CAPTION = (
-    "expected, over never contacting anyone, a season and what follows it; the same budget for all; ±: half of "
+    "value: of a trip beside its margin; margin (money, less spend) and trips: of all customers, expected, over never "
+    "contacting anyone, a season and what follows it; spend: expected spend / budget, the same for all; ±: half of "
     "Student's 95 % interval over trainings; planning knows true θ"
 )
 
@@ -41,9 +42,10 @@ class Point(NamedTuple):
     """What one policy brings over never contacting anyone."""
 
     policy: str
-    trip_value: float  #: λ_trips, money
-    margin: float  #: money, after the budget's spend
+    trip_value: float  #: beside its margin, money
+    margin: float  #: money, less spend
     trips: float
+    spend: float  #: expected, as a share of the budget
 
 
 def run(
@@ -80,22 +82,26 @@ def run(
         if trip_value not in planned:
             policies["planning"] = planning_policy(market, evaluator.solve_bound(market), ORACLE)
             planned.add(trip_value)
-        points += [
-            Point(name, trip_value, *margin_and_trips(evaluator, policy, market)) for name, policy in policies.items()
-        ]
+        points += [Point(name, trip_value, *account(evaluator, policy, market)) for name, policy in policies.items()]
     rows = summarise(points)
     show(to_table(rows))
     save_figure(directory, "tradeoff", to_figure(rows))
     return {"points": [point._asdict() for point in points], "rows": rows}
 
 
-def margin_and_trips(evaluator: OffersEvaluator, policy: SeasonPolicy, market: EvaluationMarket) -> tuple[float, float]:
-    """Return what a policy adds to margin less spend, and to the number of trips; means over the test seasons.
+def account(evaluator: OffersEvaluator, policy: SeasonPolicy, market: EvaluationMarket) -> tuple[float, float, float]:
+    """Return what a policy adds to margin less spend and to the number of trips, and its spend / budget.
 
-    Profit is linear in the value of a trip, so two accounts of the same seasons tell both.
+    All are means over the test seasons. Profit is linear in the value of a trip, so two accounts of the same seasons
+    tell margin and trips.
     """
-    of_margin, of_both = (incremental_profit(evaluator, policy, with_trip_value(market, value)) for value in (0.0, 1.0))
-    return of_margin, of_both - of_margin
+    profits = []
+    for value in (0.0, 1.0):
+        valued = with_trip_value(market, value)
+        records = evaluator.simulate(policy, valued, None, evaluator.seasons, TEST_SEASONS)
+        profits.append(torch.stack([record.incremental_profit.sum() for record in records]).mean().item())
+    spend = torch.stack([record.expected_spend.sum() for record in records]).mean() / market.budget.sum()
+    return profits[0], profits[1] - profits[0], spend.item()
 
 
 def with_trip_value(market: EvaluationMarket, value: float) -> EvaluationMarket:
@@ -105,19 +111,13 @@ def with_trip_value(market: EvaluationMarket, value: float) -> EvaluationMarket:
     return market.with_customers(market.customers, world)
 
 
-def incremental_profit(evaluator: OffersEvaluator, policy: SeasonPolicy, market: EvaluationMarket) -> float:
-    """Return the advantages over no contact that a policy collects in a season, money."""
-    records = evaluator.simulate(policy, market, None, evaluator.seasons, TEST_SEASONS)
-    return torch.stack([record.incremental_profit.sum() for record in records]).mean().item()
-
-
 def summarise(points: list[Point]) -> list[dict[str, Any]]:
     """Average the points of each policy and value of a trip over trainings, by policy and value."""
     rows = []
     for policy, trip_value in sorted({(point.policy, point.trip_value) for point in points}):
         of_setting = [point for point in points if (point.policy, point.trip_value) == (policy, trip_value)]
         row: dict[str, Any] = {"policy": policy, "trip_value": trip_value, "trainings": len(of_setting)}
-        for key in ("margin", "trips"):
+        for key in ("margin", "trips", "spend"):
             values = torch.tensor([getattr(point, key) for point in of_setting], dtype=torch.float64)
             row[key] = values.mean().item()
             row[f"{key}_half_width"] = student_half_width(values, LEVEL).item()
@@ -136,16 +136,20 @@ def to_table(rows: list[dict[str, Any]]):
             f"{row['margin_half_width']:,.0f}" if row["trainings"] > 1 else "",
             f"{row['trips']:,.0f}",
             f"{row['trips_half_width']:,.0f}" if row["trainings"] > 1 else "",
+            f"{row['spend']:.3f}",
         ]
         for row in rows
     ]
     return text_table(
-        "Margin against trips", ["policy", "λ_trips", "trainings", "margin", "±", "trips", "±"], lines, caption=CAPTION
+        "Margin against trips",
+        ["policy", "value", "trainings", "margin", "±", "trips", "±", "spend"],
+        lines,
+        caption=CAPTION,
     )
 
 
 def to_figure(rows: list[dict[str, Any]]) -> Figure:
-    """Draw margin against trips, a line a policy, a point a value of a trip."""
+    """Draw margin against trips, a line a policy; each point names the value of a trip."""
     figure, axes = labelled(
         "trips over never contacting anyone, a season", "margin over never contacting anyone, money a season"
     )
@@ -161,6 +165,6 @@ def to_figure(rows: list[dict[str, Any]]) -> Figure:
             label=policy,
         )
         for row in of_policy:
-            axes.annotate(f" λ = {row['trip_value']:g}", (row["trips"], row["margin"]), fontsize=7)
-    axes.legend(frameon=False)
+            axes.annotate(f" {row['trip_value']:g}", (row["trips"], row["margin"]), fontsize=7)
+    axes.legend(frameon=False, title="by the value of a trip beside its margin", title_fontsize=8, loc="center right")
     return figure

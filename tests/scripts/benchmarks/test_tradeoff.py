@@ -14,7 +14,7 @@ from envs.offers.policies.baselines import KnapsackPolicy, NoContact
 from envs.offers.policies.information import ORACLE
 from scripts.benchmarks.learning.tradeoff import (
     Point,
-    margin_and_trips,
+    account,
     summarise,
     to_figure,
     to_table,
@@ -30,9 +30,11 @@ def test_profit_is_margin_and_the_value_of_trips():
     myopic = KnapsackPolicy(market.customers, evaluator.world, ORACLE, values=None, fee=0.7)
     records = evaluator.simulate(myopic, market, None, evaluator.seasons, TEST_SEASONS)
     profit = torch.stack([record.incremental_profit.sum() for record in records]).mean().item()
-    margin, trips = margin_and_trips(evaluator, myopic, market)
+    margin, trips, spend = account(evaluator, myopic, market)
     assert margin + 0.5 * trips == pytest.approx(profit) and margin != 0 and trips != 0
-    assert margin_and_trips(evaluator, NoContact(), market) == (0.0, 0.0)
+    spent = sum(record.expected_spend.sum() for record in records) / len(records)
+    assert spend * market.budget.sum().item() == pytest.approx(spent.item())
+    assert account(evaluator, NoContact(), market) == (0.0, 0.0, 0.0)
 
 
 @pytest.mark.slow
@@ -50,13 +52,14 @@ def test_the_money_of_one_value_of_a_trip_can_be_given_to_another():
 
 def test_trainings_of_one_value_are_averaged_and_drawn():
     points = [
-        Point("learned", 0.0, 10.0, 1.0),
-        Point("learned", 0.0, 14.0, 3.0),
-        Point("learned", 2.0, 8.0, 9.0),
-        Point("planning", 0.0, 20.0, 4.0),
+        Point("learned", 0.0, 10.0, 1.0, 0.9),
+        Point("learned", 0.0, 14.0, 3.0, 1.0),
+        Point("learned", 2.0, 8.0, 9.0, 1.0),
+        Point("planning", 0.0, 20.0, 4.0, 1.0),
     ]
     first, second, third = summarise(points)
     assert (first["margin"], first["trips"], first["trainings"]) == (12.0, 2.0, 2)
+    assert first["spend"] == pytest.approx(0.95)
     assert first["margin_half_width"] == pytest.approx(12.706 * 2.0, rel=1e-3)  # Student's quantile of 1 degree
     assert second["trip_value"] == 2.0 and second["margin_half_width"] == 0.0 and third["policy"] == "planning"
     assert to_table([first, second, third]).row_count == 3

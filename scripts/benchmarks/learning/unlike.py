@@ -182,26 +182,28 @@ def policies_on_twin(
     }
 
 
-def summarise(profit: dict[str, Tensor], against: str) -> dict[str, dict]:
-    """Return each policy's profit a customer, and how far it is ahead of another, paired, with 95 % half-widths."""
-    return {
-        name: {
-            "profit": x.mean().item(),
-            "profit_half_width": normal_half_width(x, LEVEL).item(),
-            "ahead": (x - profit[against]).mean().item(),
-            "ahead_half_width": normal_half_width(x - profit[against], LEVEL).item(),
-        }
-        for name, x in profit.items()
-    }
+def summarise(profit: dict[str, Tensor], rule: str) -> dict[str, dict]:
+    """Return each policy's profit a customer, how far it is ahead of a rule, and how far behind the last policy.
+
+    Differences are paired by customer; all come with the half-widths of their 95 % intervals.
+    """
+    last = list(profit.values())[-1]
+    rows: dict[str, dict] = {}
+    for name, x in profit.items():
+        rows[name] = {}
+        for key, values in (("profit", x), ("ahead", x - profit[rule]), ("behind", last - x)):
+            rows[name][key] = values.mean().item()
+            rows[name][f"{key}_half_width"] = normal_half_width(values, LEVEL).item()
+    return rows
 
 
 def profit_table(name: str, rows: dict[str, dict], customers: int, seasons: int):
     """Lay a world's policies out."""
-    keys = ("profit", "profit_half_width", "ahead", "ahead_half_width")
+    keys = [x for key in ("profit", "ahead", "behind") for x in (key, f"{key}_half_width")]
     lines = [[policy, *(f"{row[key]:.3f}" for key in keys)] for policy, row in rows.items()]
     caption = (
         "money a customer over never contacting them, a season and its later weeks; ahead: of the rule for frequent "
-        "buyers, customer by customer; there is no bound in this world"
+        f"buyers; behind: {list(rows)[-1]}; both customer by customer; there is no bound in this world"
     )
     title = f"{name}: {customers:,} new customers, {seasons} seasons"
-    return text_table(title, ["policy", "profit", "±", "ahead", "±"], lines, caption)
+    return text_table(title, ["policy", "profit", "±", "ahead", "±", "behind", "±"], lines, caption)

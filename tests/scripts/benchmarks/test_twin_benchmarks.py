@@ -73,6 +73,8 @@ def test_policies_of_a_twin_are_judged_in_a_world_unlike_it(tmp_path):
     assert rows["none"]["profit"] == 0 and rows["frequent buyers"]["ahead"] == 0
     for row in rows.values():
         assert row["ahead"] == pytest.approx(row["profit"] - rows["frequent buyers"]["profit"])
+        assert row["behind"] == pytest.approx(rows["PPO on the twin"]["profit"] - row["profit"])
+        assert (row["behind_half_width"] > 0) == (row is not rows["PPO on the twin"])
     assert rows["planning on the twin"]["profit"] != 0 and "PPO on the twin" in rows
     with pytest.raises(ValueError, match="benchmark.offer: expected a number from 1 to 5, got 6"):
         run("unlike", tmp_path, "benchmark.offer=6")

@@ -71,9 +71,13 @@ class MarginsSeenPolicy:
         """Return the increments of `after` for customers who bought in an earlier week, of `before` for others."""
         assert options.history is not None  # the options of a market have it
         bought = (options.history.purchases > 0).any(0)
-        rows_of = {self.after: bought.nonzero()[:, 0], self.before: (~bought).nonzero()[:, 0]}
-        parts = [policy.increments_of(rows, week, state, options) for policy, rows in rows_of.items() if len(rows)]
-        in_place = torch.cat(list(rows_of.values())).argsort()
+        told, guessed = (rows.nonzero()[:, 0] for rows in (bought, ~bought))
+        parts = [
+            policy.increments_of(rows, week, state, options)
+            for policy, rows in ((self.after, told), (self.before, guessed))
+            if len(rows)
+        ]
+        in_place = torch.cat((told, guessed)).argsort()
         return Increments(*(x[in_place] for x in concat_increments(parts)))
 
 

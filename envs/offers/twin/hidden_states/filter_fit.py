@@ -100,7 +100,7 @@ class FilterFit:
 
     def sd_of_columns(self, member: ParameterNetwork, variance: Tensor) -> Tensor:
         """Return the random effects' sds by θ's columns [K], in θ's units; `variance` [E] are of prior variances."""
-        sd = variance.clamp_min(LEAST_VARIANCE).sqrt()
+        sd = variance.sqrt()
         return member.spread * (sd @ self.effects.of_columns.to(sd))
 
     def mixture(self, world: World, theta: Tensor, effect_sd: Tensor, opted_out: Tensor) -> MixtureFilter:
@@ -180,10 +180,10 @@ class FilterFit:
         """Return the effects' variances [E] at the start of a fit; `known`: the member's own, where it has any."""
         variance = member.spread.new_full((len(self.random_effects),), EXPECTED_VARIANCE)
         for effect, name in enumerate(self.random_effects):
-            spread, sd = member.spread[self.columns[name]][0], member.effect_sd[self.columns[name]][0]
-            if known and spread > 0:  # 0: the parameter is left to the priors
-                variance[effect] = (sd / spread).square()
-        return torch.nn.Parameter(variance)
+            fitted = [k for k in self.columns[name] if member.effect_sd[k] > 0]  # none: it is left to the priors
+            if known and fitted:
+                variance[effect] = (member.effect_sd[fitted[0]] / member.spread[fitted[0]]).square()
+        return torch.nn.Parameter(variance.clamp_min(LEAST_VARIANCE))
 
     # ── fit ─────────────────────────────────────────────────────────────────────────────────────────────────────────
     def fit(
@@ -272,6 +272,8 @@ class FilterFit:
             (0.5 * squares / total - (likelihood * times[batch]).sum() / counts.sum()).backward()
             torch.nn.utils.clip_grad_norm_([*member.parameters(), variance], MAX_GRADIENT_NORM)
             optimizer.step()
+            with torch.no_grad():
+                variance.clamp_(min=LEAST_VARIANCE)
             schedule.step()
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+from scipy.optimize import nnls
 from torch import Tensor
 
 from envs.offers.logs.panel import Panel
@@ -24,6 +25,7 @@ SeasonLikelihood = Callable[[Tensor, Tensor, Panel, Tensor], Tensor]
 
 
 LEAST_VARIANCE = 1e-4  # of a random effect, in prior variances of its parameter
+LEAST_SHARE = 0.2  # of the expected fall of the slope over a step, from which on the step corrects the curvature
 # gain of the log-posterior below which a climb ends; at this gain the step is √2 posterior sds long, over all
 # coefficients together, which may be one coefficient's
 TOLERATED_GAIN = 1.0
@@ -140,10 +142,13 @@ class Secant(NamedTuple):
 
 
 def with_secants(curvature: Tensor, secants: list[Secant]) -> Tensor:
-    """Correct a curvature [P, P] by what steps have shown of it (BFGS: Nocedal and Wright 2006, equation 6.19)."""
+    """Correct a curvature [P, P] by what steps have shown of it (BFGS: Nocedal and Wright 2006, equation 6.19).
+
+    Steps along which the slope hardly fell, or rose, are left out: the corrected curvature stays positive definite.
+    """
     for step, fall in secants:
-        if step @ fall > 0:  # else the density is not concave along the step, and no such curvature fits
-            expected = curvature @ step
+        expected = curvature @ step
+        if fall.isfinite().all() and step @ fall > LEAST_SHARE * (step @ expected):
             curvature = curvature - expected.outer(expected) / (step @ expected) + fall.outer(fall) / (step @ fall)
     return curvature
 
@@ -151,21 +156,20 @@ def with_secants(curvature: Tensor, secants: list[Secant]) -> Tensor:
 def bounded_step(model: Model, at: Tensor, num_effects: int) -> tuple[Tensor, float]:
     """Return the step [P] from coefficients `at` to the maximum of a quadratic model, and the gain that it promises.
 
-    No variance of the last `num_effects` coefficients falls below LEAST_VARIANCE: one that would stays there, and the
-    others' steps are those to the maximum where it is so.
+    No variance, of the last `num_effects` coefficients, falls below LEAST_VARIANCE. Given the variances the others go
+    to their own maximum, so that the variances alone make a least-squares problem with bounds (Lawson and Hanson 1974).
     """
-    lowest = torch.full_like(at, -torch.inf)
-    lowest[len(at) - num_effects :] = LEAST_VARIANCE
-    held = torch.zeros_like(at, dtype=torch.bool)
-    while True:
-        step = torch.where(held, lowest - at, 0.0)
-        rest = ~held
-        left = model.slope - model.curvature @ step
-        step[rest] = torch.linalg.solve(model.curvature[rest][:, rest], left[rest])
-        below = rest & (at + step < lowest)
-        if not below.any():
-            return step, (model.slope @ step - 0.5 * step @ model.curvature @ step).item()
-        held |= below
+    covariance = torch.linalg.inv(model.curvature)
+    step = covariance @ model.slope
+    if num_effects:
+        of_variances = slice(len(at) - num_effects, len(at))
+        lowest = LEAST_VARIANCE - at[of_variances]  # step of each
+        precision = torch.linalg.inv(covariance[of_variances, of_variances])
+        root = torch.linalg.cholesky(precision).T
+        above, _ = nnls(root.cpu().numpy(), (root @ (step[of_variances] - lowest)).cpu().numpy())
+        change = lowest + torch.from_numpy(above).to(step) - step[of_variances]
+        step = step + covariance[:, of_variances] @ (precision @ change)
+    return step, (model.slope @ step - 0.5 * step @ model.curvature @ step).item()
 
 
 class Climb(NamedTuple):

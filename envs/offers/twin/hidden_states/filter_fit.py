@@ -180,8 +180,8 @@ class FilterFit:
         """Return the effects' variances [E] at the start of a fit; `known`: the member's own, where it has any."""
         variance = member.spread.new_full((len(self.random_effects),), EXPECTED_VARIANCE)
         for effect, name in enumerate(self.random_effects):
-            fitted = [k for k in self.columns[name] if member.effect_sd[k] > 0]  # none: it is left to the priors
-            if known and fitted:
+            fitted = [k for k in self.columns[name] if member.effect_sd[k] > 0 and member.spread[k] > 0]
+            if known and fitted:  # else the parameter is left to the priors, or had no effect so far
                 variance[effect] = (member.effect_sd[fitted[0]] / member.spread[fitted[0]]).square()
         return torch.nn.Parameter(variance.clamp_min(LEAST_VARIANCE))
 

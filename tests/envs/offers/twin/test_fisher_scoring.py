@@ -51,7 +51,7 @@ def test_fisher_scoring_climbs_to_the_maximum_that_a_root_finder_finds(informati
     cut_short = climb(scores_at, start, prior, center, num_effects=1, passes=1)
     slope = scores_at(start).gradient - prior * (start - center)
     assert torch.equal(cut_short.at, start) and cut_short.passes == 1
-    unbounded = 0.5 * slope @ torch.linalg.solve(scores_at(start).information + prior.diag(), slope).item()
+    unbounded = 0.5 * (slope @ torch.linalg.solve(scores_at(start).information + prior.diag(), slope)).item()
     assert TOLERATED_GAIN < cut_short.gain <= 1.000001 * unbounded
 
 

@@ -150,9 +150,7 @@ def to_table(rows: list[dict[str, Any]]):
 
 def to_figure(rows: list[dict[str, Any]]) -> Figure:
     """Draw margin against trips, a line a policy; each point names the value of a trip."""
-    figure, axes = labelled(
-        "trips over never contacting anyone, a season", "margin over never contacting anyone, money a season"
-    )
+    figure, axes = labelled("trips over never contacting anyone", "margin over never contacting anyone, money")
     for policy in dict.fromkeys(row["policy"] for row in rows):
         of_policy = [row for row in rows if row["policy"] == policy]
         axes.errorbar(

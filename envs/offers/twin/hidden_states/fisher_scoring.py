@@ -116,22 +116,22 @@ def with_margins(found: Scores, member: ParameterNetwork, panel: Panel, weight: 
     return Scores(found.log_likelihood + total, gradient, information)
 
 
-class Model(NamedTuple):
-    """A quadratic model of the log-posterior density about some coefficients [P]."""
+class QuadraticModel(NamedTuple):
+    """Of the log-posterior density about some coefficients [P]."""
 
     height: Tensor  # there, float64 []
     slope: Tensor  # float64 [P]
     curvature: Tensor  # negative of the second derivatives, float64 [P, P]
 
 
-def quadratic_model(found: Scores, at: Tensor, prior: Tensor, center: Tensor) -> Model:
+def quadratic_model(found: Scores, at: Tensor, prior: Tensor, center: Tensor) -> QuadraticModel:
     """Return the model about `at` [P], with the information for the likelihood's curvature.
 
     The prior of each coefficient is normal about `center` [P] with precision `prior` [P].
     """
     far = at - center
     height = found.log_likelihood - 0.5 * (prior * far.square()).sum()
-    return Model(height, found.gradient - prior * far, found.information + prior.diag())
+    return QuadraticModel(height, found.gradient - prior * far, found.information + prior.diag())
 
 
 class Secant(NamedTuple):
@@ -153,22 +153,23 @@ def with_secants(curvature: Tensor, secants: list[Secant]) -> Tensor:
     return curvature
 
 
-def bounded_step(model: Model, at: Tensor, num_effects: int) -> tuple[Tensor, float]:
+def bounded_step(model: QuadraticModel, at: Tensor, num_effects: int) -> tuple[Tensor, float]:
     """Return the step [P] from coefficients `at` to the maximum of a quadratic model, and the gain that it promises.
 
     No variance, of the last `num_effects` coefficients, falls below LEAST_VARIANCE. Given the variances the others go
     to their own maximum, so that the variances alone make a least-squares problem with bounds (Lawson and Hanson 1974).
     """
-    covariance = torch.linalg.inv(model.curvature)
-    step = covariance @ model.slope
+    of_variances = slice(len(at) - num_effects, len(at))
+    units = torch.eye(len(at)).to(at)[:, of_variances]
+    solved = torch.linalg.solve(model.curvature, torch.cat((model.slope[:, None], units), 1))
+    step, covariance = solved[:, 0], solved[:, 1:]  # without bounds; of all coefficients with the variances, [P, E]
     if num_effects:
-        of_variances = slice(len(at) - num_effects, len(at))
         lowest = LEAST_VARIANCE - at[of_variances]  # step of each
-        precision = torch.linalg.inv(covariance[of_variances, of_variances])
+        precision = torch.linalg.inv(covariance[of_variances])
         root = torch.linalg.cholesky(precision).T
         above, _ = nnls(root.cpu().numpy(), (root @ (step[of_variances] - lowest)).cpu().numpy())
         change = lowest + torch.from_numpy(above).to(step) - step[of_variances]
-        step = step + covariance[:, of_variances] @ (precision @ change)
+        step = step + covariance @ (precision @ change)
     return step, (model.slope @ step - 0.5 * step @ model.curvature @ step).item()
 
 

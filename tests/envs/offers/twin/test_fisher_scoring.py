@@ -10,7 +10,7 @@ from scipy.optimize import minimize, root
 from envs.offers.twin.hidden_states.fisher_scoring import (
     LEAST_VARIANCE,
     TOLERATED_GAIN,
-    Model,
+    QuadraticModel,
     Scores,
     Secant,
     bounded_step,
@@ -95,7 +95,7 @@ def test_a_variance_that_another_would_have_held_is_let_go():
     curvature = torch.tensor([[100.0, -60.0], [-60.0, 100.0]], dtype=torch.float64)
     at = torch.tensor([0.5, 0.5], dtype=torch.float64)
     unbounded = torch.tensor([-0.5, -0.02], dtype=torch.float64)
-    step, _ = bounded_step(Model(torch.zeros(()), curvature @ (unbounded - at), curvature), at, 2)
+    step, _ = bounded_step(QuadraticModel(torch.zeros(()), curvature @ (unbounded - at), curvature), at, 2)
     second = -0.02 + 0.6 * (LEAST_VARIANCE + 0.5)  # the maximum along the edge
     torch.testing.assert_close(at + step, torch.tensor([LEAST_VARIANCE, second], dtype=torch.float64))
 

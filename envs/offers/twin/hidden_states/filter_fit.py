@@ -15,7 +15,7 @@ from envs.offers.twin.hidden_states.fisher_scoring import (
     LEAST_VARIANCE,
     TOLERATED_GAIN,
     Climb,
-    Scores,
+    ScoreSums,
     climb,
     coefficients,
     scores,
@@ -140,7 +140,9 @@ class FilterFit:
         ]
         return self.response_log_likelihoods(world, theta, effect_sd, panel, weight) + sum(margins)
 
-    def scores(self, member: ParameterNetwork, effect_sd: Tensor, world: World, panel: Panel, weight: Tensor) -> Scores:
+    def scores(
+        self, member: ParameterNetwork, effect_sd: Tensor, world: World, panel: Panel, weight: Tensor
+    ) -> ScoreSums:
         """Return the customers' scores and their information (envs/offers/twin/hidden_states/fisher_scoring.py)."""
         chunk = max(1, min(self.chunk, self.chunk * world.weeks // len(panel.week)))  # gradients keep all weeks
         likelihood = partial(self.response_log_likelihoods, world)
@@ -218,7 +220,7 @@ class FilterFit:
         if not begins_near:
             self.come_near(member, variance, world, panel, weight, generator, penalty)
 
-        def scores_at(at: Tensor) -> Scores:
+        def scores_at(at: Tensor) -> ScoreSums:
             set_coefficients(member, variance, at)
             return self.scores(member, self.sd_of_columns(member, variance.detach()), world, panel, weight)
 
@@ -281,7 +283,7 @@ def warn_below_maximum(end: Climb) -> None:
     """Print a warning where the passes ran out before the maximum."""
     if not end.gain < TOLERATED_GAIN:
         print(
-            f"warning: algo.twin.hidden_states.passes={end.passes} ended a fit below its maximum: one more step "
+            f"warning: algo.twin.hidden_states.passes={end.passes} ended a fit below its maximum: a whole step "
             f"promises a gain of {end.gain:.3g} in log-posterior density, expected less than {TOLERATED_GAIN:g}",
             file=sys.stderr,
         )

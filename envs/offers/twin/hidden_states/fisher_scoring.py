@@ -1,4 +1,4 @@
-"""Scores of customers' seasons, the Fisher information that they make, and steps of Fisher scoring by both.
+"""Scores of customers' lives, the Fisher information that they make, and steps of Fisher scoring by both.
 
 The information of coefficients is the sum of outer products of customers' scores (Berndt, Hall, Hall & Hausman 1974).
 That of the margin is the expected one: where purchases of a customer bring much the same, their scores are no measure
@@ -21,17 +21,17 @@ from envs.offers.logs.panel import Panel
 from envs.offers.twin.structural_model import ParameterNetwork
 
 # log-likelihood [N] of a panel under θ [N, K], the random effects' sds [N, K] by θ's columns, and weights [T, N]
-SeasonLikelihood = Callable[[Tensor, Tensor, Panel, Tensor], Tensor]
+ResponseLikelihood = Callable[[Tensor, Tensor, Panel, Tensor], Tensor]
 
 
 LEAST_VARIANCE = 1e-4  # of a random effect, in prior variances of its parameter
-LEAST_SHARE = 0.2  # of the expected fall of the slope over a step, from which on the step corrects the curvature
+LEAST_SHARE = 0.2  # a step corrects the curvature where step'·fall is more than this share of step'·curvature·step
 # gain of the log-posterior below which a climb ends; at this gain the step is √2 posterior sds long, over all
 # coefficients together, which may be one coefficient's
 TOLERATED_GAIN = 1.0
 
 
-class Scores(NamedTuple):
+class ScoreSums(NamedTuple):
     """Weighted sums over customers, P = K·(1 + F) + E coefficients."""
 
     log_likelihood: Tensor  # float64 []
@@ -56,15 +56,15 @@ def set_coefficients(member: ParameterNetwork, variance: Tensor, values: Tensor)
 
 
 def scores(
-    likelihood: SeasonLikelihood,
+    likelihood: ResponseLikelihood,
     member: ParameterNetwork,
     effect_sd: Tensor,
     of_columns: Tensor,
     panel: Panel,
     weight: Tensor,
     chunk: int,
-) -> Scores:
-    """Sum the scores of a panel's customers and their outer products, each customer by the greatest of its weights.
+) -> ScoreSums:
+    """Sum the scores of a panel's customers and their outer products, each customer as often as it was drawn.
 
     The likelihood is that of responses, without margins. `effect_sd` [K] are the random effects' by θ's columns, and
     `of_columns`, bool [E, K], are the columns of each effect.
@@ -93,10 +93,10 @@ def scores(
         total += (found.detach() * times).sum(dtype=torch.float64)
         gradient += weighted.sum(0)
         information += score.T @ weighted
-    return Scores(total, gradient, information)
+    return ScoreSums(total, gradient, information)
 
 
-def with_margins(found: Scores, member: ParameterNetwork, panel: Panel, weight: Tensor, column: int) -> Scores:
+def with_margins(found: ScoreSums, member: ParameterNetwork, panel: Panel, weight: Tensor, column: int) -> ScoreSums:
     """Add likelihood, scores and expected information of log g, θ's `column`, from purchases in weeks that count."""
     bought = panel.bought & (weight > 0)
     times, count = weight.amax(0), bought.sum(0)
@@ -113,7 +113,7 @@ def with_margins(found: Scores, member: ParameterNetwork, panel: Panel, weight: 
     information[at] = 0.0
     information[:, at] = 0.0
     information[at, at] = design.T @ (design * (times * count * member.spread[column].square())[:, None].double())
-    return Scores(found.log_likelihood + total, gradient, information)
+    return ScoreSums(found.log_likelihood + total, gradient, information)
 
 
 class QuadraticModel(NamedTuple):
@@ -124,7 +124,7 @@ class QuadraticModel(NamedTuple):
     curvature: Tensor  # negative of the second derivatives, float64 [P, P]
 
 
-def quadratic_model(found: Scores, at: Tensor, prior: Tensor, center: Tensor) -> QuadraticModel:
+def quadratic_model(found: ScoreSums, at: Tensor, prior: Tensor, center: Tensor) -> QuadraticModel:
     """Return the model about `at` [P], with the information for the likelihood's curvature.
 
     The prior of each coefficient is normal about `center` [P] with precision `prior` [P].
@@ -156,8 +156,10 @@ def with_secants(curvature: Tensor, secants: list[Secant]) -> Tensor:
 def bounded_step(model: QuadraticModel, at: Tensor, num_effects: int) -> tuple[Tensor, float]:
     """Return the step [P] from coefficients `at` to the maximum of a quadratic model, and the gain that it promises.
 
-    No variance, of the last `num_effects` coefficients, falls below LEAST_VARIANCE. Given the variances the others go
-    to their own maximum, so that the variances alone make a least-squares problem with bounds (Lawson and Hanson 1974).
+    No variance, of the last `num_effects` coefficients, falls below LEAST_VARIANCE. Where the other coefficients follow
+    to their maximum, the model is quadratic in the variances, with the inverse of their block of the covariance for
+    curvature. With R'R for this inverse the variances are a non-negative least-squares problem in R (Lawson and Hanson
+    1974).
     """
     of_variances = slice(len(at) - num_effects, len(at))
     units = torch.eye(len(at)).to(at)[:, of_variances]
@@ -178,11 +180,11 @@ class Climb(NamedTuple):
 
     at: Tensor  # the highest coefficients, float64 [P]
     passes: int  # made
-    gain: float  # of the log-posterior, which one more step from there promises
+    gain: float  # of the log-posterior, which a whole step from there promises
 
 
 def climb(
-    scores_at: Callable[[Tensor], Scores],
+    scores_at: Callable[[Tensor], ScoreSums],
     start: Tensor,
     prior: Tensor,
     center: Tensor,
@@ -192,10 +194,9 @@ def climb(
 ) -> Climb:
     """Climb to the greatest posterior density by Fisher scoring, from coefficients `start` [P].
 
-    A pass takes the scores at some coefficients, the first at `start`, and there are at most `passes`. From the highest
-    so far the next are a scoring step away, and half as far after each pass that is no higher. The way ends where a
-    step promises a gain of less than TOLERATED_GAIN, or with the last pass. Raises ValueError where the density at
-    `start` is no number.
+    A pass takes the scores at some coefficients, the first at `start`, and there are at most `passes`. The next are a
+    step away from the highest so far. A step that leads no higher is halved. The way ends where a step promises a gain
+    of less than TOLERATED_GAIN, or with the last pass. Raises ValueError where the density at `start` is no number.
     """
     best, highest, gain, step, made = start, -torch.inf, torch.inf, torch.zeros_like(start), 0
     slope, secants = torch.zeros_like(start), []

@@ -53,7 +53,7 @@ def coefficient_covariance(
 ) -> Covariance:
     """Return the covariance of G's linear coefficients.
 
-    Scores are those of the panel; the information is scaled to `customers` lives like these.
+    ScoreSums are those of the panel; the information is scaled to `customers` lives like these.
     """
     k, d = len(member.middle), 1 + len(panel.features)
     found = method.scores(member, member.effect_sd, world, panel, (weight > 0).to(weight))

@@ -11,7 +11,7 @@ from envs.offers.twin.hidden_states.fisher_scoring import (
     LEAST_VARIANCE,
     TOLERATED_GAIN,
     QuadraticModel,
-    Scores,
+    ScoreSums,
     Secant,
     bounded_step,
     climb,
@@ -30,7 +30,7 @@ def poisson(of_rates: float, information: float = 1.0):
     def scores_at(b):
         rate = (x @ b).exp()
         score = x * (y - rate)[:, None]
-        return Scores((y * (x @ b) - rate).sum(), score.sum(0), information * score.T @ score)
+        return ScoreSums((y * (x @ b) - rate).sum(), score.sum(0), information * score.T @ score)
 
     def slope(b):
         b = torch.from_numpy(b)
@@ -83,7 +83,7 @@ def test_a_step_goes_to_the_maximum_where_no_variance_falls_below_the_least(slop
 
     bounds = [(None, None)] * 3 + [(LEAST_VARIANCE, None)] * 2
     wanted = minimize(depth, at.numpy(), bounds=bounds, method="L-BFGS-B", options={"ftol": 1e-15, "gtol": 1e-10})
-    model = quadratic_model(Scores(torch.zeros(()), gradient, information), at, prior, center)
+    model = quadratic_model(ScoreSums(torch.zeros(()), gradient, information), at, prior, center)
     step, gain = bounded_step(model, at, 2)
     np.testing.assert_allclose((at + step).numpy(), wanted.x, atol=1e-5)
     assert ((at + step)[-2:] < 1.01 * LEAST_VARIANCE).tolist() == held

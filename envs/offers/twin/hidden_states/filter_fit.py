@@ -31,7 +31,8 @@ from envs.offers.world.life_likelihood import margin_log_likelihood
 
 BETAS = (0.9, 0.99)  # of Adam
 MAX_GRADIENT_NORM = 1.0
-EXPECTED_VARIANCE = 0.16  # of a random effect, in prior variances of its parameter: where a fit starts, and the mode of its prior
+# of a random effect, in prior variances of its parameter: where a fit starts, and the mode of the variance's prior
+EXPECTED_VARIANCE = 0.16
 
 
 class FilterFit:

@@ -129,7 +129,9 @@ def compact(steps: Increments) -> Increments:
 
 
 def concat_increments(parts: list[Increments]) -> Increments:
-    """Concatenate the steps of several blocks of customers."""
+    """Concatenate the steps of one or more blocks of customers."""
+    if len(parts) == 1:
+        return parts[0]
     return Increments(*(torch.cat(field) for field in zip(*padded(parts))))
 
 

@@ -76,7 +76,7 @@ class BatchedPolicy:
         for rows in parts:
             batch_state = CustomerState(*(x[rows] for x in state))
             found.append(self.batch_increments(rows, week, batch_state, options.take(rows)))
-        return found[0] if len(found) == 1 else concat_increments(found)
+        return concat_increments(found)
 
     def batch_increments(self, rows: Rows, week: int, state: CustomerState, options: ContactOptions) -> Increments:
         """Return the increments of the customers in `rows`; `state` and `options` are theirs."""

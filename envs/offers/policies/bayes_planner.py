@@ -105,7 +105,7 @@ class BayesPlanner:
         size = max(1, CHUNK // len(self.theta))
         starts = range(0, len(state.status), size)
         parts = [self._increments(slice(first, first + size), week, state, options) for first in starts]
-        return parts[0] if len(parts) == 1 else concat_increments(parts)
+        return concat_increments(parts)
 
     def _increments(self, rows: slice, week: int, state: CustomerState, options: ContactOptions) -> Increments:
         assert options.memory is not None  # the options of a market have it

@@ -12,13 +12,7 @@ from configs import composed
 from envs.offers.evaluation.streams import TEST_SEASONS
 from envs.offers.policies.baselines import KnapsackPolicy, NoContact
 from envs.offers.policies.information import ORACLE
-from scripts.benchmarks.learning.tradeoff import (
-    Point,
-    account,
-    summarise,
-    to_figure,
-    to_table,
-)
+from scripts.benchmarks.learning.tradeoff import Point, account, summarise, to_figure, to_table
 from small_offers import small_evaluation
 
 

@@ -18,6 +18,7 @@ from envs.offers.twin.hidden_states.fisher_scoring import (
     ScoreSums,
     climb,
     coefficients,
+    in_order,
     scores,
     set_coefficients,
     with_margins,
@@ -267,9 +268,7 @@ class FilterFit:
             optimizer.zero_grad(set_to_none=True)
             theta, effect_sd = member(part.features.T), self.sd_of_columns(member, variance)
             likelihood = self.life_log_likelihoods(world, theta, effect_sd, part, counts)
-            linear = torch.cat((member.linear.bias[:, None], member.linear.weight), 1).flatten()
-            far = torch.cat((linear, variance)) - center
-            squares = (prior * far.square()).sum()
+            squares = (prior * (in_order(member, variance) - center).square()).sum()
             if member.body is not None:
                 squares = squares + penalty * sum(p.square().sum() for p in member.body.parameters())
             (0.5 * squares / total - (likelihood * times[batch]).sum() / counts.sum()).backward()

@@ -39,10 +39,15 @@ class ScoreSums(NamedTuple):
     information: Tensor  # float64 [P, P]
 
 
-def coefficients(member: ParameterNetwork, variance: Tensor) -> Tensor:
-    """Return the coefficients of a member and its effects' variances [E] in order, float64 [P]."""
+def in_order(member: ParameterNetwork, variance: Tensor) -> Tensor:
+    """Return the coefficients of a member and its effects' variances [E] in order, differentiable, [P]."""
     linear = torch.cat((member.linear.bias[:, None], member.linear.weight), 1)
-    return torch.cat((linear.flatten(), variance)).detach().double()
+    return torch.cat((linear.flatten(), variance))
+
+
+def coefficients(member: ParameterNetwork, variance: Tensor) -> Tensor:
+    """Return the values of the same coefficients, float64 [P]."""
+    return in_order(member, variance).detach().double()
 
 
 @torch.no_grad()
